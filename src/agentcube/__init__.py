@@ -1,0 +1,1 @@
+"""AgentCube: sandboxed sessions for AI agents. The public SDK names, imported when first used."""

@@ -1,0 +1,1 @@
+"""Makes sandboxes on this machine from Linux namespaces: tier `namespace`."""

@@ -1,0 +1,181 @@
+"""The one exception hierarchy of every role but PicoD.
+
+It knows no HTTP library and no role. `code` is the contract on the wire (RFC 9457 problem `code`)
+and is never renamed; `detail` is for people and never carries internals, addresses or tokens.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+Context = str | int | float | bool | None
+
+
+class AgentCubeError(Exception):
+    """Anything that AgentCube reports on purpose.
+
+    `detail` names the thing and, where there is one, the remedy. `context` holds machine-readable
+    facts (bounded, no secrets) that travel into the problem document.
+    """
+
+    code: ClassVar[str] = "internal"
+    status: ClassVar[int] = 500
+    title: ClassVar[str] = "Internal error"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, detail: str = "", /, **context: Context) -> None:
+        self.detail = detail or self.title
+        self.context = context
+        super().__init__(self.detail)
+
+
+class Invalid(AgentCubeError):
+    """The request is malformed or asks for something that cannot be."""
+
+    code, status, title = "invalid", 400, "Invalid request"
+
+
+class Denied(AgentCubeError):
+    """The caller may not do this."""
+
+    code, status, title = "denied", 403, "Denied"
+
+
+class Unauthenticated(Denied):
+    """No credentials, or credentials that do not verify."""
+
+    code, status, title = "unauthenticated", 401, "Authentication required"
+
+
+class Forbidden(Denied):
+    """Known, but not allowed."""
+
+    code, status, title = "forbidden", 403, "Not allowed"
+
+
+class NotFound(AgentCubeError):
+    """Absent, or not the caller's to know."""
+
+    code, status, title = "not_found", 404, "Not found"
+
+
+class SessionNotFound(NotFound):
+    """No such session, or not the caller's."""
+
+    code, title = "session_not_found", "Session not found"
+
+
+class TemplateNotFound(NotFound):
+    """No AgentRuntime or CodeInterpreter of that name in that namespace."""
+
+    code, title = "template_not_found", "Template not found"
+
+
+class FileNotFound(NotFound):
+    """No such file in the session's workspace."""
+
+    code, title = "file_not_found", "File not found"
+
+
+class Conflict(AgentCubeError):
+    """The thing is not in a state that allows this."""
+
+    code, status, title = "conflict", 409, "Conflict"
+
+
+class InvalidTransition(Conflict):
+    """The session's phase does not allow this."""
+
+    code, title = "invalid_transition", "Phase does not allow this"
+
+
+class StaleRevision(Conflict):
+    """Someone else changed the record first; read it again."""
+
+    code, title, retryable = "stale_revision", "Changed by someone else", True
+
+
+class AlreadyExists(Conflict):
+    """A record of that name or id exists."""
+
+    code, title = "already_exists", "Already exists"
+
+
+class LimitExceeded(AgentCubeError):
+    """A rate, quota or in-flight limit was reached."""
+
+    code, status, title, retryable = "limit_exceeded", 429, "Limit reached", True
+
+
+class BodyTooLarge(AgentCubeError):
+    """The body is over the documented limit."""
+
+    code, status, title = "body_too_large", 413, "Body too large"
+
+
+class CapacityExhausted(AgentCubeError):
+    """No room for another sandbox right now."""
+
+    code, status, title, retryable = "capacity_exhausted", 503, "No capacity", True
+
+
+class SandboxUnavailable(AgentCubeError):
+    """The session's sandbox cannot answer."""
+
+    code, status, title, retryable = "sandbox_unavailable", 502, "Sandbox unavailable", True
+
+
+class StartFailed(SandboxUnavailable):
+    """The sandbox could not be started; `detail` says which step."""
+
+    code, title, retryable = "start_failed", "Sandbox did not start", False
+
+
+class StartTimedOut(SandboxUnavailable):
+    """The sandbox was not ready within its deadline."""
+
+    code, status, title = "start_timed_out", 504, "Sandbox not ready in time"
+
+
+class Unreachable(SandboxUnavailable):
+    """The sandbox refused or dropped the connection."""
+
+    code, title = "sandbox_unreachable", "Sandbox unreachable"
+
+
+class SandboxTimedOut(SandboxUnavailable):
+    """The sandbox did not answer in time."""
+
+    code, status, title, retryable = "sandbox_timed_out", 504, "Sandbox too slow", False
+
+
+class SessionFailed(AgentCubeError):
+    """The session ended in Failed; `detail` carries its reason."""
+
+    code, status, title = "session_failed", 502, "Session failed"
+
+
+class DriverFailed(AgentCubeError):
+    """A driver operation failed; `detail` names the operation and the step."""
+
+    code, status, title = "driver_failed", 500, "Driver failed"
+
+
+class StoreFailed(AgentCubeError):
+    """The session store cannot be read or written."""
+
+    code, status, title, retryable = "store_failed", 503, "Store unavailable", True
+
+
+class Unavailable(AgentCubeError):
+    """Draining, starting, or a dependency is down."""
+
+    code, status, title, retryable = "unavailable", 503, "Unavailable", True
+
+
+def _classes(root: type[AgentCubeError]) -> list[type[AgentCubeError]]:
+    return [root, *(c for sub in root.__subclasses__() for c in _classes(sub))]
+
+
+BY_CODE: dict[str, type[AgentCubeError]] = {c.code: c for c in _classes(AgentCubeError)}
+"""Every error class by its wire `code`: how a client gets back the class the server raised."""

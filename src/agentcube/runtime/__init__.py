@@ -1,0 +1,1 @@
+"""Plumbing that server processes share: logging, keys, HTTP problems, serve()."""

@@ -1,0 +1,1 @@
+"""The client: _core builds requests and reads answers, _async is written, _sync is generated from it."""

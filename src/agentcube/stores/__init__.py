@@ -1,0 +1,1 @@
+"""Stores remember sessions, templates and pools; each module is one implementation of ports.store."""
