@@ -55,10 +55,12 @@ class SandboxDriver(Protocol):
         """
         ...
 
-    async def bind(self, sandbox: Sandbox, token: str) -> None:
+    async def bind(self, sandbox: Sandbox, token: str, *, env: Mapping[str, str] | None = None) -> None:
         """Tie the sandbox to one session, for ever. `token` is opaque here; PicoD checks it.
 
-        Repeating the same binding succeeds; a second session is refused (`Conflict`).
+        `env` is the session's own environment, on top of the template's, for every process that
+        starts from now on; the template's command, already running, does not see it. Repeating the
+        same binding succeeds; a second session is refused (`Conflict`).
         """
         ...
 
