@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from agentcube.model.ids import SessionId
 from agentcube.model.lifecycle import IDLE, LIVE, Phase, Trigger, advance
-from agentcube.model.sandbox import Resources, Sandbox
+from agentcube.model.sandbox import Port, Resources, Sandbox
 from agentcube.model.template import AuthMode, TemplateKey
 
 
@@ -18,7 +18,7 @@ class Session:
 
     `revision` counts changes, from 1. `last_activity_at` is what the store knows; it never moves
     backwards. `due_at` orders the deadline queue (None: nothing will ever be due). `routes` are the
-    template's ports as they were at creation. Times are aware and UTC.
+    template's ports as they were at creation; empty when invocations go to PicoD. Times are aware and UTC.
     """
 
     id: SessionId
@@ -39,6 +39,7 @@ class Session:
     metadata: Mapping[str, str] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
     resources: Resources | None = None
+    routes: tuple[Port, ...] = ()
     sandbox: Sandbox | None = None
     due_at: datetime | None = None
     revision: int = 1
