@@ -1,0 +1,64 @@
+# The verbs of this repository. Each installs what it needs into .venv; a fresh machine needs only
+# Python >= 3.11, make and the package registries.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Parallel test processes. The suite is built for 2 cores.
+JOBS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-unprivileged check format bench docs lock clean
+
+help:  ## List the verbs
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
+
+$(STAMP): pyproject.toml requirements/dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "agentcube needs Python 3.11 or newer; $(PYTHON) is older. Try: make PYTHON=python3.12 ..." >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+		{ echo "cannot make a virtual environment: on Debian and Ubuntu, apt install python3-venv" >&2; exit 2; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+install: $(STAMP)  ## Make .venv with everything in it
+
+demo: $(STAMP)  ## Start AgentCube on a free port, run a real session end to end, clean up
+	@$(BIN)/agentcube demo
+
+test: $(STAMP)  ## Run the tests (parallel ones, then those that count what the machine holds)
+	$(BIN)/python -m pytest -q -n $(JOBS) -m "not serial"
+	$(BIN)/python -m pytest -q -n 0 -m serial
+
+test-unprivileged: $(STAMP)  ## As root: run the sandbox tests again as an ordinary user, in a copy of the tree
+	@sh tools/test_unprivileged.sh
+
+check: $(STAMP)  ## Lint, format, types, import contracts, generated files
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tools/async_to_sync.py --check
+
+format: $(STAMP)  ## Format the code
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)  ## Measure; the figures go to benchmarks/RESULTS.md by hand, with command and machine
+	$(BIN)/python -m benchmarks.sessions
+	$(BIN)/python -m benchmarks.router
+
+docs: $(STAMP)  ## Regenerate the reference pages that are made from code
+	$(BIN)/python tools/lifecycle_diagram.py
+	$(BIN)/python tools/syscalls_page.py
+	$(BIN)/python tools/cli_page.py
+	$(BIN)/python tools/async_to_sync.py
+
+lock: $(STAMP)  ## Resolve dependencies again into requirements/dev.txt (no registry addresses in it)
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--no-annotate --no-header --all-extras --group dev pyproject.toml -o requirements/dev.txt
+
+clean:  ## Remove what the verbs made
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
