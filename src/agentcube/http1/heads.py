@@ -34,7 +34,7 @@ UNTIL_CLOSE = -2
 """Body length of a response that ends when the connection does."""
 
 _REQUEST_LINE = re.compile(rb"(" + TOKEN + rb") ([!-~]+) HTTP/1\.([01])").fullmatch
-_OTHER_VERSION = re.compile(rb"[!-~]+ [!-~]+ HTTP/[0-9](?:\.[0-9])?").fullmatch
+_OTHER_VERSION = re.compile(TOKEN + rb" [!-~]+ HTTP/[0-9](?:\.[0-9])?").fullmatch
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([\t -~\x80-\xff]*))?").fullmatch
 # What no byte of a head may be: a control byte, a LF without its CR, a CR without its LF.
 _BAD_BYTE = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?!\n|\Z)").search
