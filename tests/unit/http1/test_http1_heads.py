@@ -264,6 +264,7 @@ def test_any_bytes_give_a_head_or_a_protocol_error(data: bytes, answered: bool) 
         if answered
         else (http1.request_end, http1.parse_request)
     )
+    refused = set()
     for text in (
         data,
         data + b"\r\n\r\n",
