@@ -118,7 +118,7 @@ class PoolStore(Protocol):
     """Warm sandboxes. An entry is in the pool, or bound to exactly one session, never both."""
 
     async def put_warm(self, entry: WarmSandbox) -> None:
-        """Insert or update an entry by id."""
+        """Insert or update an entry by id. Raises Conflict when a session already has that sandbox."""
         ...
 
     async def list_warm(self, template: TemplateKey | None = None) -> Sequence[WarmSandbox]:
@@ -143,7 +143,11 @@ class TemplateStore(Protocol):
     """Templates by key."""
 
     async def put_template(self, template: Template) -> Template:
-        """Store it; its generation becomes 1, or one more than the stored one when anything differs."""
+        """Store it; its generation becomes 1, or one more than its key's last when anything differs.
+
+        A key's generations never repeat, not even after a delete: sandboxes of a deleted template
+        may still be in its pool when another takes its name.
+        """
         ...
 
     async def get_template(self, key: TemplateKey) -> Template:
