@@ -84,7 +84,9 @@ class DataDir:
         except OSError as exc:
             raise Invalid(f"cannot read {file}: {exc.strerror}") from exc
         if not text.isdigit():
-            raise Invalid(f"{file} is damaged (it should hold a number); restore it or use another --data-dir")
+            raise Invalid(
+                f"{file} is damaged (it should hold a number); restore it or use another --data-dir"
+            )
         if int(text) > DATA_VERSION:
             raise Invalid(
                 f"data directory {self.path} has version {text}, this agentcube knows up to {DATA_VERSION}; "
