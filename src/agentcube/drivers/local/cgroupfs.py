@@ -122,11 +122,11 @@ class _Mount:
 
 
 def _mounts(mountinfo: str) -> list[_Mount]:
-    """cgroup mounts in a mountinfo text (proc_pid_mountinfo(5))."""
+    """Group file systems in a mountinfo text (proc_pid_mountinfo(5))."""
     found: list[_Mount] = []
     for line in mountinfo.splitlines():
         left, _, right = line.partition(" - ")
-        fields, (fstype, _source, options) = left.split(), (right.split() + ["", "", ""])[:3]
+        fields, (fstype, _source, options) = left.split(), [*right.split(), "", "", ""][:3]
         if fstype == "cgroup2":
             found.append(_Mount(2, frozenset(), fields[3], Path(fields[4])))
         elif fstype == "cgroup":

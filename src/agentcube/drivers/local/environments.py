@@ -1,0 +1,203 @@
+"""Python environments for `image: host`: virtual environments made for sandboxes.
+
+An environment is built on first use, beside the others of this user, and never changed afterwards:
+new requirements or another Python make a new one. Sandboxes see it read-only at `MOUNTED_AT`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from agentcube.drivers.local import venvs
+from agentcube.errors import Invalid, NotFound
+
+MOUNTED_AT = "/opt/agentcube/env"
+
+DEFAULT = "default"
+
+DEFAULT_REQUIREMENTS = "numpy>=2.2,<3\npandas>=2.2,<4\nmatplotlib>=3.10,<4\n"
+"""What the environment `default` holds. Changing it builds a new one for everybody."""
+
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_REQUIREMENTS_BYTES_MAX = 256 << 10
+_RECIPE = "2"  # goes into the key: raise it when environments are built differently
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """One environment. `path` is None until it is built for this Python."""
+
+    name: str
+    requirements: str
+    path: Path | None
+
+
+class Environments:
+    """The environments of this user on this machine. All calls block; builds take a minute."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        self._root = root or platformdirs.user_cache_path("agentcube") / "envs"
+
+    @property
+    def root(self) -> Path:
+        """The directory that holds them all."""
+        return self._root
+
+    def list(self) -> Sequence[Environment]:
+        """`default` and all that were created, by name."""
+        defined = {path.stem for path in self._root.glob("*.txt") if _NAME.fullmatch(path.stem)}
+        return [self._environment(name) for name in sorted(defined | {DEFAULT})]
+
+    def find(self, name: str) -> Path | None:
+        """Where environment `name` is built; None when it is not yet. `NotFound`: nobody created it."""
+        return self._environment(name).path
+
+    def path(self, name: str) -> Path:
+        """Where environment `name` is built.
+
+        Raises:
+            NotFound: nobody created it.
+            Invalid: it is not built yet.
+        """
+        path = self.find(name)
+        if path is None:
+            raise Invalid(
+                f"Python environment {name!r} is not built yet: run 'agentcube env create {name}'",
+                environment=name,
+            )
+        return path
+
+    def create(self, name: str, requirements_file: Path, progress: Progress | None = None) -> Path:
+        """Define environment `name` by a requirements file and build it; replaces an earlier definition.
+
+        Sandboxes that run keep the environment they have. Paths inside the file are relative to it.
+
+        Raises:
+            Invalid: the name, the file, or a requirement in it.
+            StartFailed: it could not be built; the earlier definition stays.
+        """
+        _check_name(name)
+        if name == DEFAULT:
+            raise Invalid(f"environment {DEFAULT!r} is built in: choose another name")
+        requirements = _read_requirements(requirements_file)
+        path = self._build(name, requirements, requirements_file.resolve().parent, progress)
+        _write_whole(self._root / f"{name}.txt", requirements)
+        return path
+
+    def ensure(self, name: str, progress: Progress | None = None) -> Path:
+        """Where environment `name` is; builds it first when needed (`progress` gets a line per step).
+
+        Raises:
+            NotFound: nobody created it.
+            StartFailed: it could not be built; says why and what to do.
+        """
+        environment = self._environment(name)
+        return environment.path or self._build(name, environment.requirements, None, progress)
+
+    def _environment(self, name: str) -> Environment:
+        _check_name(name)
+        if name == DEFAULT:
+            requirements = DEFAULT_REQUIREMENTS
+        else:
+            try:
+                requirements = (self._root / f"{name}.txt").read_text()
+            except FileNotFoundError:
+                raise NotFound(
+                    f"no Python environment {name!r}: make it with "
+                    f"'agentcube env create {name} --requirements FILE'",
+                    environment=name,
+                ) from None
+        path = self._root / _key(name, requirements)
+        return Environment(name=name, requirements=requirements, path=path if path.is_dir() else None)
+
+    def _build(self, name: str, requirements: str, folder: Path | None, progress: Progress | None) -> Path:
+        say = progress or (lambda line: None)
+        final = self._root / _key(name, requirements)
+        self._root.mkdir(parents=True, exist_ok=True)
+        with _locked(self._root / f".{final.name}.lock", say):
+            if final.is_dir():
+                return final
+            for left in self._root.glob(f".{final.name}-*"):
+                shutil.rmtree(left)  # a build that was killed; we hold the lock
+            temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=self._root))
+            try:
+                venvs.build(
+                    temporary / "env",
+                    requirements,
+                    mounted_at=MOUNTED_AT,
+                    folder=folder,
+                    wheels_only=name == DEFAULT,
+                    say=say,
+                )
+                description = {
+                    "name": name,
+                    "python": platform.python_version(),
+                    "requirements": requirements,
+                }
+                (temporary / "env/agentcube.json").write_text(json.dumps(description, indent=1) + "\n")
+                os.rename(temporary / "env", final)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+        say(f"environment {name}: ready")
+        return final
+
+
+def _key(name: str, requirements: str) -> str:
+    """A built environment's directory: its name and what it depends on."""
+    lines = sorted(line.strip() for line in requirements.splitlines() if line.strip())
+    facts = [_RECIPE, platform.python_implementation(), platform.python_version(), sys.base_prefix, *lines]
+    return f"{name}-{hashlib.sha256(chr(0).join(facts).encode()).hexdigest()[:12]}"
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise Invalid(
+            f"{name!r} is not a name for an environment: use lower-case letters, digits and '-' (up to 63)"
+        )
+
+
+def _read_requirements(path: Path) -> str:
+    try:
+        if path.stat().st_size > _REQUIREMENTS_BYTES_MAX:
+            raise Invalid(f"requirements file {path} is larger than {_REQUIREMENTS_BYTES_MAX} bytes")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else "not UTF-8 text"
+        raise Invalid(f"cannot read requirements file {path}: {reason}") from exc
+
+
+def _write_whole(path: Path, text: str) -> None:
+    temporary = path.with_suffix(".txt.new")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+@contextmanager
+def _locked(path: Path, say: Progress) -> Iterator[None]:
+    """Hold `path` against other builders of the same environment; they wait for each other."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("another process is building this environment: waiting for it")
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)

@@ -1,0 +1,246 @@
+"""Builds one virtual environment that will be mounted somewhere else.
+
+It calls `venv` and pip as a person would, with the machine's ordinary pip configuration, then makes
+the result independent of where it was built.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from agentcube.errors import Invalid, StartFailed
+
+_PIP_WITHIN_S = 1800.0  # a slow line and a few hundred megabytes
+_VENV_WITHIN_S = 120.0
+_NOT_FOUND = (
+    "No matching distribution found",
+    "Could not find a version",
+    "Invalid requirement",
+    "ResolutionImpossible",
+)
+_OFFLINE = (
+    "Failed to establish a new connection",
+    "Temporary failure in name resolution",
+    "Connection refused",
+)
+
+Say = Callable[[str], None]
+
+
+def build(
+    target: Path, requirements: str, *, mounted_at: str, folder: Path | None, wheels_only: bool, say: Say
+) -> None:
+    """Make a virtual environment at `target`, to be used at `mounted_at`.
+
+    `folder` is what relative paths in `requirements` start from. The files are readable by everybody:
+    sandboxes have user ids of their own.
+
+    Raises:
+        Invalid: a requirement cannot be had.
+        StartFailed: this Python or this machine cannot build it; says what to do.
+    """
+    say("making a virtual environment")
+    _make_venv(target)
+    names = ", ".join(line.strip() for line in requirements.splitlines() if line.strip()) or "nothing"
+    say(f"installing {names}")
+    _install(target, requirements, folder, wheels_only, say)
+    say("compiling")
+    _relocate(target, mounted_at)
+    _compile(target, mounted_at)
+    _warm(target, say)
+    _open_to_all(target)
+
+
+def _make_venv(target: Path) -> None:
+    # Without pip in it: sandboxes cannot reach an index, and the environment is read-only there.
+    done = _run([sys.executable, "-m", "venv", "--without-pip", str(target)], within_s=_VENV_WITHIN_S)
+    if done.returncode != 0:
+        raise StartFailed(
+            f"cannot make a virtual environment: {_last_line(done.stdout)}: "
+            "install Python's venv module (Debian and Ubuntu: apt install python3-venv)"
+        )
+
+
+def _installer(target: Path) -> list[str]:
+    """The command that installs into `target`: the server's own pip, its base Python's, or uv."""
+    python = str(target / "bin/python3")
+    if importlib.util.find_spec("pip") is not None:
+        return [sys.executable, "-m", "pip", "--python", python, "install"]
+    done = _run([python, "-m", "ensurepip", "--version"], within_s=_VENV_WITHIN_S)
+    if done.returncode == 0:
+        wheels = sorted(_bundled_pips(python))
+        if wheels:
+            return [python, f"{wheels[-1]}/pip", "install"]
+    if uv := shutil.which("uv"):
+        return [uv, "pip", "install", "--python", python]
+    raise StartFailed(
+        "no pip to build the Python environment with: run 'python -m ensurepip' in the server's "
+        "environment, or install uv (Debian and Ubuntu: apt install python3-venv)"
+    )
+
+
+def _bundled_pips(python: str) -> list[str]:
+    code = "import ensurepip, glob, os; folder = os.path.dirname(ensurepip.__file__); "
+    code += "print(*glob.glob(folder + '/_bundled/pip-*.whl'), sep='\\n')"
+    return [line for line in _run([python, "-c", code], within_s=_VENV_WITHIN_S).stdout.splitlines() if line]
+
+
+def _install(target: Path, requirements: str, folder: Path | None, wheels_only: bool, say: Say) -> None:
+    if not any(line.strip() and not line.lstrip().startswith("#") for line in requirements.splitlines()):
+        return
+    listed = target.parent / "requirements.txt"
+    listed.write_text(requirements)
+    command = [*_installer(target), "-r", str(listed)]
+    if "uv" not in Path(command[0]).name:
+        command += ["--no-compile", "--no-input", "--no-warn-script-location", "--progress-bar", "off"]
+    if wheels_only:
+        command += ["--only-binary", ":all:"]
+    lines: list[str] = []
+    # Relative paths in the file are relative to where its author wrote it, which is our cwd.
+    code = _stream(command, folder or target.parent, lines, say)
+    if code == 0:
+        return
+    reason = next((line for line in reversed(lines) if "ERROR" in line or "error:" in line), "") or (
+        lines[-1] if lines else f"exit status {code}"
+    )
+    text = "\n".join(lines)
+    if any(mark in text for mark in _OFFLINE):
+        raise StartFailed(
+            f"cannot reach the package index: {reason}: check the network and 'pip config list' "
+            "(PIP_INDEX_URL, a proxy, or --find-links to a folder of wheels)"
+        )
+    if any(mark in text for mark in _NOT_FOUND):
+        raise Invalid(
+            f"a requirement cannot be installed: {reason}: check its spelling, version and platform"
+        )
+    raise StartFailed(f"pip failed: {reason}")
+
+
+def _stream(command: Sequence[str], cwd: Path, lines: list[str], say: Say) -> int:
+    """Run `command`, keep its last lines, pass on those that tell progress."""
+    process = subprocess.Popen(
+        command,
+        cwd=cwd,
+        env=_environ(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            lines.append(line.strip()[:400])
+            del lines[:-200]
+            if line.startswith(("Collecting ", "Installing ", "Successfully ", "  Downloading ")):
+                say(line.strip()[:200])
+        return process.wait()
+    finally:
+        process.stdout.close()
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def _relocate(target: Path, mounted_at: str) -> None:
+    """Let scripts and activation name the place where the environment will be, not where it was built."""
+    here, there = os.fsencode(target), mounted_at.encode()
+    for path in [*(target / "bin").iterdir(), target / "pyvenv.cfg"]:
+        if path.is_symlink() or not path.is_file():
+            continue
+        content = path.read_bytes()
+        if here in content and b"\0" not in content:
+            path.write_bytes(content.replace(here, there))
+
+
+def _compile(target: Path, mounted_at: str) -> None:
+    # The files never change, so their bytecode need not be checked against them. Sources that do not
+    # compile (templates, other Python versions) are what packages ship: their names are no error.
+    _run(
+        [
+            str(target / "bin/python3"), "-m", "compileall", "-q", "-j", "0",
+            "--invalidation-mode", "unchecked-hash", "-s", str(target), "-p", mounted_at, str(target / "lib"),
+        ],
+        within_s=_PIP_WITHIN_S,
+    )  # fmt: skip
+
+
+def _warm(target: Path, say: Say) -> None:
+    """Keep matplotlib's list of fonts in the environment: a sandbox would spend its first chart on it."""
+    if not any((target / "lib").glob("python*/site-packages/matplotlib")):
+        return
+    say("listing fonts")
+    folder = target / FONTS
+    folder.mkdir()
+    environ = {**_environ(), "MPLCONFIGDIR": str(folder), "MPLBACKEND": "Agg"}
+    done = _run([str(target / "bin/python3"), "-c", "import matplotlib.pyplot"], _VENV_WITHIN_S, environ)
+    if done.returncode != 0:
+        raise StartFailed(f"matplotlib was installed but does not work: {_last_line(done.stdout)}")
+    site = next((target / "lib").glob("python*/site-packages"))
+    (site / "agentcube_fonts.pth").write_text(_FONTS_PTH)
+
+
+FONTS = "fonts"
+"""Folder in an environment with matplotlib's cache, for MPLCONFIGDIR to start from."""
+
+# Runs at the start of every Python of the environment: two system calls where MPLCONFIGDIR is set and
+# not there yet, then one copy. matplotlib insists on a directory that it can write to.
+_FONTS_PTH = (
+    "import os, sys; d = os.environ.get('MPLCONFIGDIR'); s = os.path.join(sys.prefix, 'fonts'); "
+    "d and not os.path.exists(d) and os.path.isdir(s) and __import__('shutil').copytree(s, d)\n"
+)
+
+
+def _open_to_all(target: Path) -> None:
+    for folder, _, files in os.walk(target):
+        os.chmod(folder, 0o755)  # noqa: S103  # sandboxes are other users
+        for name in files:
+            path = os.path.join(folder, name)
+            if not os.path.islink(path):
+                os.chmod(path, 0o755 if os.stat(path).st_mode & 0o100 else 0o644)
+
+
+def _environ() -> dict[str, str]:
+    """Our environment, without what would bend another interpreter."""
+    bent = {
+        "PYTHONPATH",
+        "PYTHONHOME",
+        "PYTHONSTARTUP",
+        "VIRTUAL_ENV",
+        "PIP_REQUIRE_VIRTUALENV",
+        "PIP_TARGET",
+        "PIP_USER",
+    }
+    return {**{k: v for k, v in os.environ.items() if k not in bent}, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+
+
+def _run(
+    command: Sequence[str], within_s: float, environ: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            command,
+            env=environ or _environ(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=within_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 124, f"no end after {within_s:.0f} s")
+    except OSError as exc:
+        return subprocess.CompletedProcess(command, 127, f"{command[0]}: {exc.strerror}")
+
+
+def _last_line(text: str) -> str:
+    return next((line.strip()[:400] for line in reversed(text.splitlines()) if line.strip()), "no output")
