@@ -1,0 +1,39 @@
+"""Every driver against the one driver contract."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+
+import pytest
+
+from agentcube.drivers.fake import Exits, FakeDriver, FakeMachine, Serves, Silent
+from agentcube.model.ids import SandboxId
+from agentcube.model.sandbox import Sandbox
+from agentcube.testing.driver_contract import BindingToken, Commands, Crash, DriverContract
+
+
+async def _answer_health(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}")
+    await writer.drain()
+
+
+class TestFakeDriver(DriverContract):
+    @pytest.fixture
+    def open_driver(self, commands: Commands) -> Callable[[], AbstractAsyncContextManager[FakeDriver]]:
+        machine = FakeMachine()
+        programs = {commands.exits_with_3: Exits(3), commands.never_listens: Silent(), (): Serves()}
+        return lambda: FakeDriver(machine, programs=programs, picod=_answer_health)
+
+    @pytest.fixture
+    def binding_token(self) -> BindingToken:
+        return lambda session, sandbox: f"session:{session}"
+
+    @pytest.fixture
+    def crash(self) -> Crash:
+        async def kill(driver: FakeDriver, sandbox: Sandbox) -> None:
+            driver.crash(SandboxId(sandbox.id))
+
+        return kill
