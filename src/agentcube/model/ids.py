@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import secrets
 from typing import NewType
 
@@ -25,3 +26,13 @@ def new_session_id() -> SessionId:
 def new_sandbox_id() -> SandboxId:
     """A fresh sandbox id: `sb-` and 16 lower-case base32 characters."""
     return SandboxId("sb-" + _token(_SANDBOX_BYTES))
+
+
+def sandbox_id_for(session: SessionId) -> SandboxId:
+    """The id of the sandbox that is started for `session` itself, the same each time it is asked.
+
+    So a start that a crash interrupted can be found and undone without anything more on record.
+    It does not reveal the session's id.
+    """
+    digest = hashlib.sha256(b"agentcube sandbox of " + session.encode("utf-8")).digest()
+    return SandboxId("sb-" + base64.b32encode(digest[:_SANDBOX_BYTES]).decode("ascii").lower())
