@@ -63,6 +63,9 @@ _FILES = {
 _MASKED = ("/usr/local/etc", "/usr/local/var", "/usr/local/src", "/usr/etc", "/usr/src")
 """Where people keep configuration below /usr."""
 
+_PREFIX_MASKED = ("envs", "pkgs", "conda-meta", "etc", "var")
+"""The same in an interpreter's own prefix; the first three are conda's other environments."""
+
 
 @dataclass(frozen=True, slots=True)
 class Bind:
@@ -119,6 +122,7 @@ def _masked(prefix: Path) -> list[Path]:
         "/usr"
     ):  # an interpreter of somebody's own: what is installed in it is theirs
         masked |= {Path(name) for name in site.getsitepackages([str(prefix)])}
+        masked |= {prefix / name for name in _PREFIX_MASKED}
     elif sys.prefix != sys.base_prefix:
         masked.add(Path(sys.prefix))
     existing = sorted(path for path in masked if path.is_dir())

@@ -65,6 +65,21 @@ def _make_venv(target: Path) -> None:
             f"cannot make a virtual environment: {_last_line(done.stdout)}: "
             "install Python's venv module (Debian and Ubuntu: apt install python3-venv)"
         )
+    _link_directly(target)
+
+
+def _link_directly(target: Path) -> None:
+    """Let the environment name the interpreter itself: links to it may lead through hidden directories."""
+    links = [path for path in (target / "bin").iterdir() if path.is_symlink()]
+    real = os.path.realpath(target / "bin/python3")
+    for link in links:
+        if os.path.isabs(os.readlink(link)):
+            link.unlink()
+            link.symlink_to(real)
+    config = target / "pyvenv.cfg"
+    lines = config.read_text().splitlines()
+    home = f"home = {os.path.dirname(real)}"
+    config.write_text("".join(f"{home if line.startswith('home =') else line}\n" for line in lines))
 
 
 def _installer(target: Path) -> list[str]:
@@ -139,8 +154,8 @@ def _stream(command: Sequence[str], cwd: Path, lines: list[str], say: Say) -> in
         for line in process.stdout:
             lines.append(line.strip()[:400])
             del lines[:-200]
-            if line.startswith(("Collecting ", "Installing ", "Successfully ", "  Downloading ")):
-                say(line.strip()[:200])
+            if line.lstrip().startswith(("Collecting ", "Downloading ", "Building ", "Installing collected")):
+                say(line.strip().partition(" (from ")[0][:200])
         return process.wait()
     finally:
         process.stdout.close()
