@@ -1,0 +1,198 @@
+"""The birth of one sandbox: from a fork of the zygote to PicoD as its process 1.
+
+The other side is the launcher, on a SEQPACKET socket of this birth alone:
+
+    child    `unshared`                       it is in a new user namespace
+    launcher {"fds": names} + descriptors     ids are mapped, it is in its control groups
+    child    `born`                           this message comes from process 1
+    launcher `go`                             it is on record
+    child    {"landlock": …}                  the walls are up; PicoD starts
+
+or at any time {"error": text, "errno": n} from the child. End of file from the launcher means that it
+is gone: the child exits. The launcher learns ids of processes from the kernel (SCM_CREDENTIALS).
+The request itself is JSON in a memory file, descriptor `request`; `launch.py` has its fields.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from agentcube.drivers.local.inside import confine, kernel, landlock, root, seccomp
+from agentcube.drivers.local.inside.kernel import NODEV, NOSUID, RDONLY
+
+MESSAGE_BYTES_MAX = 64 * 1024
+DESCRIPTORS_MAX = 250  # SCM_MAX_FD is 253
+UNSHARED, BORN, GO = b"unshared", b"born", b"go"
+
+_NAMESPACES = (
+    kernel.CLONE_NEWNS
+    | kernel.CLONE_NEWPID
+    | kernel.CLONE_NEWIPC
+    | kernel.CLONE_NEWUTS
+    | kernel.CLONE_NEWCGROUP
+)
+
+_RULES = (
+    ("/", landlock.READ),
+    ("/workspace", landlock.WRITE),
+    ("/tmp", landlock.WRITE),  # the sandbox's own
+    ("/dev", landlock.CHANGE_FILES),
+    ("/dev/shm", landlock.WRITE),
+    ("/proc", landlock.CHANGE_FILES),
+)
+
+
+class LauncherGone(Exception):
+    """The launcher closed its end before the sandbox was on record."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the launcher sent: fields of the request, and descriptors by name."""
+
+    fields: Mapping[str, Any]
+    fds: Mapping[str, int]
+
+    def off(self, guard: str) -> bool:
+        """Whether a test asked for this sandbox to lack `guard`, to show that its probes notice."""
+        return guard in self.fields["off"]
+
+
+def begin(channel: socket.socket, program: bytes) -> None:
+    """Run one sandbox; called in a fresh fork of the zygote, and never returns."""
+    status = 1
+    try:
+        os.setsid()
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.umask(0o022)
+        kernel.close_all_but({channel.fileno()})
+        kernel.unshare(kernel.CLONE_NEWUSER, "make a user namespace")
+        request = _ask(channel)
+        if request.fields["maps_root"]:
+            confine.become_root_inside()
+        flags = _NAMESPACES | (0 if request.off("network") else kernel.CLONE_NEWNET)
+        kernel.unshare(flags, "make the sandbox's namespaces")
+        if os.fork() == 0:
+            _live(channel, request, program)
+        status = 0
+    except LauncherGone:
+        pass
+    except BaseException as exc:
+        tell_failure(channel, exc)
+    finally:
+        os._exit(status)  # whatever happened, this fork must not go back to serving
+
+
+def tell_failure(channel: socket.socket, exc: BaseException) -> None:
+    """Tell the launcher why there will be no sandbox."""
+    number = exc.errno if isinstance(exc, OSError) else None
+    text = str(exc) if isinstance(exc, OSError) else repr(exc)
+    try:
+        channel.sendall(json.dumps({"error": text[:2000], "errno": number}).encode())
+    except OSError:
+        pass  # nobody is listening any more
+
+
+def _ask(channel: socket.socket) -> Request:
+    channel.sendall(UNSHARED)
+    data, fds, _, _ = socket.recv_fds(channel, MESSAGE_BYTES_MAX, DESCRIPTORS_MAX, socket.MSG_CMSG_CLOEXEC)
+    if not data:
+        raise LauncherGone
+    named = dict(zip(json.loads(data)["fds"], fds))  # Python 3.9
+    with os.fdopen(named.pop("request"), "rb") as file:
+        file.seek(0)
+        return Request(json.load(file), named)
+
+
+def _live(channel: socket.socket, request: Request, program: bytes) -> None:
+    """Process 1: build the walls from the inside, then be PicoD."""
+    fields = request.fields
+    os.setsid()
+    channel.sendall(BORN)
+    if channel.recv(16) != GO:
+        raise LauncherGone
+    os.environ.clear()
+    root.build(_root_plan(request))
+    socket.sethostname(fields["hostname"])
+    if not request.off("network"):
+        kernel.loopback_up()
+    _standard_streams(request.fds["log"])
+    confine.set_limits()
+    confine.drop_capabilities(confine.PICOD_CAPABILITIES if fields["maps_root"] else 0)
+    if fields["maps_root"]:
+        confine.work_on_files_as(fields["config"]["uid"], fields["config"]["gid"])
+    confine.no_new_privileges()
+    version = 0
+    if not request.off("landlock"):
+        writable = [(m["target"], landlock.WRITE) for m in fields["mounts"] if not m["read_only"]]
+        version = landlock.confine([*_RULES, *writable])
+    confine.undumpable()
+    if not request.off("seccomp"):
+        seccomp.confine(program)
+    channel.sendall(json.dumps({"landlock": version}).encode())
+    _run(request)
+
+
+def _root_plan(request: Request) -> root.Plan:
+    fields, fds = request.fields, dict(request.fds)
+    if not fields["lent"]:
+        fds.update(_open_sources(fields))
+    mounts = [
+        root.Mount(fds[f"mount:{i}"], m["target"], folder=m["folder"]) for i, m in enumerate(fields["mounts"])
+    ]
+    if "workspace" in fds:
+        mounts.append(root.Mount(fds["workspace"], "/workspace"))
+    return root.Plan(
+        stage=fields["stage"],
+        lower=fds["lower"],
+        mounts=tuple(mounts),
+        devices={name: fds[f"device:{name}"] for name in root.DEVICES},
+        tmp_bytes=fields["tmp_bytes"],
+        workspace_bytes=0 if "workspace" in fds else fields["workspace_bytes"],
+        uid=fields["config"]["uid"],
+        gid=fields["config"]["gid"],
+    )
+
+
+def _open_sources(fields: Mapping[str, Any]) -> dict[str, int]:
+    """Without root nobody can lend mounts across user namespaces: open them here, before the root changes."""
+    found = {"lower": kernel.open_tree(fields["lower"], "open the image", recursive=False)}
+    for name in root.DEVICES:
+        found[f"device:{name}"] = kernel.open_tree(f"/dev/{name}", f"open /dev/{name}", recursive=False)
+    for i, mount in enumerate(fields["mounts"]):
+        fd = kernel.open_tree(mount["source"], f"open {mount['source']}")
+        attributes = NOSUID | NODEV | (RDONLY if mount["read_only"] else 0)
+        kernel.set_mount(fd, f"restrict {mount['source']}", attributes=attributes)
+        found[f"mount:{i}"] = fd
+    return found
+
+
+def _standard_streams(log: int) -> None:
+    null = os.open("/dev/null", os.O_RDWR)
+    for fd, target in ((null, 0), (log, 1), (log, 2)):
+        os.dup2(fd, target)
+    os.close(null)
+    os.close(log)
+
+
+def _run(request: Request) -> None:
+    """Become PicoD: nothing of the birth stays open."""
+    fds = request.fds
+    groups = [fd for name, fd in fds.items() if name.startswith("group:")]
+    kernel.close_all_but({fds["listen"], fds["control"], *groups})
+    os.chdir("/workspace")
+    config = {
+        **request.fields["config"],
+        "listen_fd": fds["listen"],
+        "control_fd": fds["control"],
+        "cgroup_fds": groups,
+    }
+    module, _, name = request.fields["entry"].partition(":")
+    getattr(importlib.import_module(module), name)(config)

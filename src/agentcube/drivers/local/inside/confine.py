@@ -1,0 +1,90 @@
+"""Taking rights away: identity, capabilities, limits. Order matters; `birth.py` has it."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import resource
+
+from agentcube.drivers.local.inside import kernel
+
+CAP_KILL, CAP_SETGID, CAP_SETUID = 5, 6, 7
+PICOD_CAPABILITIES = 1 << CAP_KILL | 1 << CAP_SETGID | 1 << CAP_SETUID
+"""What PicoD keeps: to become the user, and to end what the user started. Valid in this namespace only."""
+
+_CAP_LAST = 63
+_SECURE_NOROOT = 1 << 0 | 1 << 1  # being uid 0 gives no capability at exec; and locked
+_SECURE_KEEP_CAPS_LOCKED = 1 << 5
+_SECURE_NO_AMBIENT = 1 << 6 | 1 << 7
+
+_OPEN_FILES = (4096, 16_384)
+"""Soft and hard limit of open files per process: enough for servers; times `pids_max` it bounds the rest."""
+
+
+def become_root_inside() -> None:
+    """Take uid and gid 0 of a freshly mapped user namespace, and leave the server's groups behind."""
+    os.setgroups([])
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+
+
+def limit(kind: int, soft: int, hard: int) -> None:
+    """Set a resource limit, never above the hard limit that holds already."""
+    _, now = resource.getrlimit(kind)
+    if now != resource.RLIM_INFINITY:
+        hard = now if hard == resource.RLIM_INFINITY else min(hard, now)
+    resource.setrlimit(kind, (min(soft, hard) if hard != resource.RLIM_INFINITY else soft, hard))
+
+
+def set_limits() -> None:
+    """Limits of every sandbox: no core dumps (they would be written by a helper outside), open files."""
+    limit(resource.RLIMIT_CORE, 0, 0)
+    limit(resource.RLIMIT_NOFILE, *_OPEN_FILES)
+
+
+def drop_capabilities(keep: int) -> None:
+    """Keep the capabilities in the bit set `keep`, and none that an exec could bring back."""
+    bits = _SECURE_NOROOT | _SECURE_KEEP_CAPS_LOCKED | _SECURE_NO_AMBIENT
+    kernel.prctl("set the secure bits", kernel.PR_SET_SECUREBITS, bits)
+    _shrink_bounding_set(keep)
+    kernel.capset(keep)
+
+
+def _shrink_bounding_set(keep: int) -> None:
+    for capability in range(_CAP_LAST + 1):
+        if not keep >> capability & 1:
+            try:
+                kernel.prctl("drop a capability for good", kernel.PR_CAPBSET_DROP, capability)
+            except kernel.StepFailed as exc:
+                if exc.errno != errno.EINVAL:
+                    raise
+                return  # the kernel knows no capability of that number, nor higher ones
+
+
+def work_on_files_as(uid: int, gid: int) -> None:
+    """From here on files are opened and made with the user's rights (setfsuid(2)); drops CAP_DAC_* too."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.setfsgid(gid)
+    libc.setfsuid(uid)
+    if libc.setfsuid(-1) != uid or libc.setfsgid(-1) != gid:
+        raise kernel.StepFailed(errno.EPERM, "take the user's file rights")
+
+
+def no_new_privileges() -> None:
+    """No exec of this process or its children can gain rights: setuid files are plain files."""
+    kernel.prctl("set no_new_privs", kernel.PR_SET_NO_NEW_PRIVS, 1)
+
+
+def become_nobody(uid: int) -> None:
+    """Give up root for an id that owns nothing, with every capability, for good."""
+    _shrink_bounding_set(0)
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+    no_new_privileges()
+
+
+def undumpable() -> None:
+    """Nobody without CAP_SYS_PTRACE can trace this process, or read its memory, environment, descriptors."""
+    kernel.prctl("become undumpable", kernel.PR_SET_DUMPABLE, 0)

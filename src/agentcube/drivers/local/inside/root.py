@@ -1,0 +1,217 @@
+"""The file system of a sandbox: an overlay that gains mount points and is then read-only.
+
+Built in the sandbox's own mount namespace below a staging directory, then pivoted into. What the
+machine lends comes as detached mounts; nothing here opens a path of the machine but the stage.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+
+from agentcube.drivers.local.inside import kernel
+from agentcube.drivers.local.inside.kernel import NODEV, NOEXEC, NOSUID, RDONLY
+
+DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+"""Device nodes lent by the machine: a user namespace cannot make its own."""
+
+_LINKS = {
+    "fd": "/proc/self/fd",
+    "stdin": "/proc/self/fd/0",
+    "stdout": "/proc/self/fd/1",
+    "stderr": "/proc/self/fd/2",
+    "ptmx": "pts/ptmx",
+}
+
+_MASKED_FILES = (
+    "cmdline config.gz consoles devices diskstats dma execdomains fb interrupts iomem ioports kallsyms kcore "
+    "key-users keys kmsg kpagecgroup kpagecount kpageflags latency_stats locks mdstat misc modules mtrr "
+    "pagetypeinfo partitions sched_debug schedstat slabinfo softirqs swaps sysrq-trigger timer_list "
+    "timer_stats vmallocinfo vmstat zoneinfo buddyinfo"
+).split()
+"""Files of /proc about the machine rather than about the sandbox, or that act on the machine."""
+
+_MASKED_FOLDERS = "acpi asound bus driver dynamic_debug fs irq pressure scsi tty".split()
+_READ_ONLY_FOLDERS = ("sys",)
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A detached mount and where it goes. `folder` says what to make when the target does not exist."""
+
+    fd: int
+    target: str
+    folder: bool = True
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the root is made of. `lower` is a detached mount of the image."""
+
+    stage: str
+    lower: int
+    mounts: tuple[Mount, ...]
+    devices: dict[str, int]
+    tmp_bytes: int
+    workspace_bytes: int  # of a workspace in memory; 0 when it is among `mounts`
+    uid: int
+    gid: int
+
+
+def build(plan: Plan) -> None:
+    """Make the root and change into it. The calling process must be process 1 of its pid namespace."""
+    kernel.set_private("cut off the machine's mounts")
+    scratch = kernel.new_mount(
+        "tmpfs",
+        {"size": "1m", "nr_inodes": "4096", "mode": "0755"},
+        NOSUID | NODEV,
+        "mount the scratch space",
+    )
+    _attach_at(scratch, plan.stage, "place the scratch space")
+    os.chdir(plan.stage)
+    for name in ("lower", "upper", "work", "root"):
+        os.mkdir(name)
+    _attach_at(plan.lower, "lower", "place the image")
+    _make_targets(plan)
+    options = {"lowerdir": "lower", "upperdir": "upper", "workdir": "work", "userxattr": None}
+    root = kernel.new_mount("overlay", options, NOSUID | NODEV, "mount the root")
+    _attach_at(root, "root", "place the root")
+    os.chdir("root")
+    here = os.open(".", os.O_PATH | os.O_CLOEXEC)
+    try:
+        mounts = sorted(plan.mounts, key=lambda m: m.target.count("/"))
+        for mount in mounts:
+            if not _is_nested(mount):
+                _attach_in(here, mount.fd, mount.target)
+        _memory_mounts(here, plan)
+        for mount in mounts:
+            if _is_nested(mount):
+                _make(mount.target.lstrip("/"), folder=mount.folder)
+                _attach_in(here, mount.fd, mount.target)
+        _devices(here, plan.devices)
+        _proc(here)
+    finally:
+        os.close(here)
+    seal = os.open(".", os.O_PATH | os.O_CLOEXEC)
+    kernel.set_mount(seal, "make the root read-only", attributes=RDONLY, recursive=False)
+    os.close(seal)
+    kernel.pivot_to_cwd("change the root")
+
+
+def _attach_at(mount: int, path: str, step: str) -> None:
+    target = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        kernel.attach(mount, target, step)
+    finally:
+        os.close(target)
+        os.close(mount)
+
+
+def _attach_in(root: int, mount: int, path: str) -> None:
+    target = kernel.open_in(root, path, f"find {path} in the sandbox")
+    try:
+        kernel.attach(mount, target, f"mount {path}")
+    finally:
+        os.close(target)
+        os.close(mount)
+
+
+def _is_nested(mount: Mount) -> bool:
+    """Whether it goes into a file system that starts empty: its mount point is made in there."""
+    return mount.target.startswith(("/workspace/", "/tmp/"))  # the sandbox's own
+
+
+def _make(path: str, *, folder: bool) -> None:
+    os.makedirs(path if folder else os.path.dirname(path), mode=0o755, exist_ok=True)
+    if not folder:
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644))
+
+
+def _make_targets(plan: Plan) -> None:
+    """Make the mount points that the image lacks, in the overlay's upper layer."""
+    fixed = [("/proc", True), ("/dev", True), ("/tmp", True), ("/sys", True), ("/workspace", True)]
+    lower = os.open("lower", os.O_PATH | os.O_CLOEXEC)
+    try:
+        for target, folder in (*fixed, *((m.target, m.folder) for m in plan.mounts if not _is_nested(m))):
+            _make_target(lower, target, folder=folder)
+    finally:
+        os.close(lower)
+
+
+def _make_target(lower: int, target: str, *, folder: bool) -> None:
+    parts = [part for part in target.split("/") if part]
+    for known in range(len(parts), -1, -1):
+        try:
+            found = kernel.open_in(lower, "/".join(parts[:known]) or ".", f"find {target} in the image")
+        except kernel.StepFailed as exc:
+            if exc.errno != errno.ENOENT:
+                raise
+            continue
+        break
+    if known == len(parts):
+        os.close(found)
+        return
+    # Where symlinks of the image lead: the same place has to be made in the layer above it.
+    base = os.readlink(f"/proc/self/fd/{lower}")
+    real = os.path.relpath(os.readlink(f"/proc/self/fd/{found}"), base)
+    os.close(found)
+    _make(os.path.join("upper", real, *parts[known:]), folder=folder)
+
+
+def _tmpfs(size: int, mode: str, step: str, attributes: int, **more: str) -> int:
+    inodes = max(1024, size // 4096)  # an empty file costs kernel memory too
+    options = {"size": str(size), "nr_inodes": str(inodes), "mode": mode, **more}
+    return kernel.new_mount("tmpfs", options, attributes, step)
+
+
+def _memory_mounts(root: int, plan: Plan) -> None:
+    _attach_in(root, _tmpfs(plan.tmp_bytes, "1777", "mount /tmp", NOSUID | NODEV), "/tmp")
+    if plan.workspace_bytes:
+        owner = {"uid": str(plan.uid), "gid": str(plan.gid)}
+        workspace = _tmpfs(plan.workspace_bytes, "0755", "mount the workspace", NOSUID | NODEV, **owner)
+        _attach_in(root, workspace, "/workspace")
+    dev = kernel.new_mount(
+        "tmpfs", {"size": "64k", "nr_inodes": "64", "mode": "0755"}, NOSUID | NOEXEC, "mount /dev"
+    )
+    _attach_in(root, dev, "/dev")
+    os.mkdir("dev/shm")
+    os.mkdir("dev/pts")
+    _attach_in(root, _tmpfs(plan.tmp_bytes, "1777", "mount /dev/shm", NOSUID | NODEV | NOEXEC), "/dev/shm")
+
+
+def _devices(root: int, devices: dict[str, int]) -> None:
+    for name, fd in devices.items():
+        os.close(os.open(f"dev/{name}", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644))
+        _attach_in(root, fd, f"/dev/{name}")
+    for name, target in _LINKS.items():
+        os.symlink(target, f"dev/{name}")
+    # No `gid=tty`: that group may have no number in here.
+    options = {"newinstance": None, "ptmxmode": "0666", "mode": "0620"}
+    pts = kernel.new_mount("devpts", options, NOSUID | NOEXEC, "mount /dev/pts")
+    _attach_in(root, pts, "/dev/pts")
+
+
+def _proc(root: int) -> None:
+    # Not hidepid: PicoD has to find a process that made itself undumpable, in order to kill it. What
+    # is readable of another's /proc/PID without hidepid (names, arguments, states) belongs to this
+    # sandbox; memory, environment and descriptors take ptrace rights, which PicoD grants nobody.
+    proc = kernel.new_mount("proc", {}, NOSUID | NODEV | NOEXEC, "mount /proc")
+    _attach_in(root, proc, "/proc")
+    for name in _MASKED_FILES:
+        if os.path.lexists(f"proc/{name}"):
+            _attach_in(
+                root, kernel.open_tree("dev/null", f"mask /proc/{name}", recursive=False), f"/proc/{name}"
+            )
+    for name in _MASKED_FOLDERS:
+        if os.path.isdir(f"proc/{name}"):
+            empty = kernel.new_mount(
+                "tmpfs", {"size": "4k", "nr_inodes": "2", "mode": "0555"}, RDONLY, f"mask /proc/{name}"
+            )
+            _attach_in(root, empty, f"/proc/{name}")
+    for name in _READ_ONLY_FOLDERS:
+        copy = kernel.open_tree(f"proc/{name}", f"copy /proc/{name}", recursive=False)
+        kernel.set_mount(
+            copy, f"make /proc/{name} read-only", attributes=RDONLY | NOSUID | NODEV | NOEXEC, recursive=False
+        )
+        _attach_in(root, copy, f"/proc/{name}")
