@@ -77,6 +77,11 @@ class Template:
         """Whether invocations go to PicoD rather than to the declared ports."""
         return self.key.kind is Kind.CODE_INTERPRETER and self.auth_mode is AuthMode.PICOD
 
+    @property
+    def routes(self) -> tuple[Port, ...]:
+        """The ports that invocations go to; empty when PicoD answers them."""
+        return () if self.speaks_picod else self.ports
+
     def sandbox_spec(
         self,
         id: SandboxId,
