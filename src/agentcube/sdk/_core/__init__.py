@@ -1,1 +1,1 @@
-"""Part of the SDK."""
+"""Requests, answers, errors and configuration of the SDK. Nothing here opens a connection."""
