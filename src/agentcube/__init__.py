@@ -1,44 +1,11 @@
 """AgentCube: sandboxed sessions for AI agents. The public SDK names, imported when first used.
 
 Importing this package imports nothing else (PEP 562), so that `agentcube.picod` inside a sandbox,
-which has only the standard library, does not pay for or depend on the SDK.
+which has only the standard library, does not pay for or depend on the SDK. Type checkers read
+`__init__.pyi`; here the names are text, so that no role depends on the SDK through its own package.
 """
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from agentcube.errors import AgentCubeError
-    from agentcube.sdk import (
-        AgentCube,
-        AgentRuntimeClient,
-        AsyncAgentCube,
-        AsyncAgentRuntimeClient,
-        AsyncCodeInterpreterClient,
-        AsyncServiceAccountAuth,
-        AuthProvider,
-        ClientClosed,
-        CodeInterpreterClient,
-        CommandExecutionError,
-        CommandResult,
-        ConnectFailed,
-        ConnectionLost,
-        Created,
-        FileInfo,
-        InvalidArgument,
-        NotConfigured,
-        PoolInfo,
-        ServiceAccountAuth,
-        SessionInfo,
-        TemplateInfo,
-        TimedOut,
-        TokenAuth,
-        TransferIncomplete,
-        UnexpectedAnswer,
-    )
-
-    __version__: str
 
 __all__ = [
     "AgentCube",
@@ -74,18 +41,13 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'agentcube' has no attribute {name!r}")
+    from importlib import import_module
+
+    value: object
     if name == "__version__":
-        from importlib.metadata import version
-
-        value: object = version("agentcube")
-    elif name == "AgentCubeError":
-        from agentcube import errors
-
-        value = errors.AgentCubeError
+        value = import_module("importlib.metadata").version("agentcube")
     else:
-        from agentcube import sdk
-
-        value = getattr(sdk, name)
+        value = getattr(import_module("agentcube.sdk"), name)
     globals()[name] = value
     return value
 
