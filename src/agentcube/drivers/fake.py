@@ -81,6 +81,7 @@ class _Box:
     alive: bool = True
     asleep: bool = False
     session: str | None = None
+    env: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -167,6 +168,10 @@ class FakeDriver:
         """The session that the sandbox is bound to."""
         return self.machine.boxes[id].session
 
+    def env_of(self, id: SandboxId) -> Mapping[str, str]:
+        """The session's own environment, as the last binding gave it."""
+        return self.machine.boxes[id].env
+
     async def _begin(self, operation: Operation, id: SandboxId | None) -> _Fault | None:
         self.calls.append((operation, id))
         if gate := self._gates.get(operation):
@@ -231,13 +236,14 @@ class FakeDriver:
             facts=self._capabilities.facts,
         )
 
-    async def bind(self, sandbox: Sandbox, token: str) -> None:
+    async def bind(self, sandbox: Sandbox, token: str, *, env: Mapping[str, str] | None = None) -> None:
         await self._enter("bind", sandbox.id)
         box = self._awake(sandbox)
         session = token_session(token)
         if box.session not in (None, session):
             raise Conflict(f"sandbox {sandbox.id} is bound to another session", sandbox=sandbox.id)
         box.session = session
+        box.env = dict(env or {})
 
     async def ready(self, sandbox: Sandbox, *, timeout: timedelta) -> None:
         await self._enter("ready", sandbox.id)

@@ -172,8 +172,8 @@ class DriverContract:
         self, driver: SandboxDriver, spec: SandboxSpec, binding_token: BindingToken
     ) -> None:
         sandbox = await driver.create(spec)
-        await driver.bind(sandbox, binding_token("s-1", spec.id))
-        await driver.bind(sandbox, binding_token("s-1", spec.id))
+        await driver.bind(sandbox, binding_token("s-1", spec.id), env={"COLOUR": "green"})
+        await driver.bind(sandbox, binding_token("s-1", spec.id), env={"COLOUR": "green"})
         with pytest.raises(Conflict):
             await driver.bind(sandbox, binding_token("s-2", spec.id))
         await driver.bind(sandbox, binding_token("s-1", spec.id))

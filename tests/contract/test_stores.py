@@ -1,0 +1,30 @@
+"""Every store against the one store contract."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from agentcube.ports.store import Store
+from agentcube.stores.memory import MemoryStore
+from agentcube.stores.sqlite import SqliteStore
+from agentcube.testing.store_contract import DurableStoreContract, OpenStore, StoreContract
+
+
+class TestMemoryStore(StoreContract):
+    @pytest.fixture
+    def open_store(self) -> OpenStore:
+        @asynccontextmanager
+        async def open_memory() -> AsyncIterator[Store]:
+            yield MemoryStore()
+
+        return open_memory
+
+
+class TestSqliteStore(DurableStoreContract):
+    @pytest.fixture
+    def open_store(self, tmp_path: Path) -> OpenStore:
+        return lambda: SqliteStore.open(tmp_path / "store.sqlite3")
