@@ -82,16 +82,26 @@ def _link_directly(target: Path) -> None:
     config.write_text("".join(f"{home if line.startswith('home =') else line}\n" for line in lines))
 
 
+def available() -> tuple[bool, str]:
+    """Whether environments can be built here, and with what."""
+    if importlib.util.find_spec("venv") is None:
+        return False, f"{sys.executable} has no venv module"
+    if importlib.util.find_spec("pip") is not None:
+        return True, f"venv, and pip of {sys.executable}"
+    if _bundled_pip(sys.executable):
+        return True, f"venv, and the pip bundled with {sys.executable}"
+    if uv := shutil.which("uv"):
+        return True, f"venv, and {uv}"
+    return False, "no pip and no uv"
+
+
 def _installer(target: Path) -> list[str]:
-    """The command that installs into `target`: the server's own pip, its base Python's, or uv."""
+    """The command that installs into `target`: the server's own pip, the one Python brings, or uv."""
     python = str(target / "bin/python3")
     if importlib.util.find_spec("pip") is not None:
         return [sys.executable, "-m", "pip", "--python", python, "install"]
-    done = _run([python, "-m", "ensurepip", "--version"], within_s=_VENV_WITHIN_S)
-    if done.returncode == 0:
-        wheels = sorted(_bundled_pips(python))
-        if wheels:
-            return [python, f"{wheels[-1]}/pip", "install"]
+    if wheel := _bundled_pip(python):
+        return [python, f"{wheel}/pip", "install"]
     if uv := shutil.which("uv"):
         return [uv, "pip", "install", "--python", python]
     raise StartFailed(
@@ -100,10 +110,12 @@ def _installer(target: Path) -> list[str]:
     )
 
 
-def _bundled_pips(python: str) -> list[str]:
+def _bundled_pip(python: str) -> str:
+    """The wheel of pip that `python`'s ensurepip would install; "" when it has none."""
     code = "import ensurepip, glob, os; folder = os.path.dirname(ensurepip.__file__); "
     code += "print(*glob.glob(folder + '/_bundled/pip-*.whl'), sep='\\n')"
-    return [line for line in _run([python, "-c", code], within_s=_VENV_WITHIN_S).stdout.splitlines() if line]
+    done = _run([python, "-c", code], within_s=_VENV_WITHIN_S)
+    return _last_line(done.stdout) if done.returncode == 0 and done.stdout.strip() else ""
 
 
 def _install(target: Path, requirements: str, folder: Path | None, wheels_only: bool, say: Say) -> None:

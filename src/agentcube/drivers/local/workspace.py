@@ -172,7 +172,7 @@ def _failure_of(probe: Callable[[], None]) -> str:
             probe()
             outcome.append("")
         except OSError as exc:
-            outcome.append(str(exc))
+            outcome.append(": ".join(filter(None, (exc.filename, exc.strerror))) or str(exc))
 
     thread = threading.Thread(target=attempt, name="workspace-probe", daemon=True)
     thread.start()
