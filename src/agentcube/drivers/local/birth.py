@@ -1,0 +1,114 @@
+"""The launcher's half of a birth: the conversation that `inside/birth.py` documents. Blocks, with deadlines."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import struct
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from agentcube.drivers.local.inside.birth import BORN, DESCRIPTORS_MAX, GO, MESSAGE_BYTES_MAX, UNSHARED
+from agentcube.drivers.local.zygote import Zygote
+from agentcube.errors import AgentCubeError, CapacityExhausted, Invalid, StartFailed, StartTimedOut
+
+_SCM_CREDENTIALS = 2
+_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
+_DENIED = (
+    "this machine does not let us make user namespaces: run AgentCube as root, or allow them (Ubuntu: "
+    "sysctl kernel.apparmor_restrict_unprivileged_userns=0; Debian: sysctl "
+    "kernel.unprivileged_userns_clone=1; elsewhere: sysctl user.max_user_namespaces=15000); "
+    "'agentcube doctor' tells which"
+)
+
+
+class Birth:
+    """One birth, from asking the zygote to PicoD's start. Leaving it early makes the child exit."""
+
+    def __init__(self, zygote: Zygote, timeout_s: float) -> None:
+        self._zygote = zygote
+        self._timeout_s = timeout_s
+        self._deadline = time.monotonic() + timeout_s
+        self._channel: socket.socket
+
+    def __enter__(self) -> Self:
+        self._channel, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with its:
+            self._channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+            self._zygote.fork(its)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._channel.close()
+
+    def await_unshared(self) -> int:
+        """The pid of the process whose ids are to be mapped."""
+        return self._receive("make a user namespace", UNSHARED)[1]
+
+    def send(self, request: Mapping[str, Any], fds: Mapping[str, int]) -> None:
+        """Hand over the request and what it needs; the descriptors stay the caller's."""
+        if len(fds) + 1 > DESCRIPTORS_MAX:
+            raise Invalid(f"too many mounts: at most {DESCRIPTORS_MAX - 30}")
+        file = os.memfd_create("request", os.MFD_CLOEXEC)
+        try:
+            with os.fdopen(os.dup(file), "wb") as writer:
+                writer.write(json.dumps(request).encode())
+            names = json.dumps({"fds": ["request", *fds]}).encode()
+            socket.send_fds(self._channel, [names], [file, *fds.values()])
+        except OSError as exc:
+            raise StartFailed(f"the sandbox's process ended early: {exc.strerror}") from exc
+        finally:
+            os.close(file)
+
+    def await_born(self) -> int:
+        """The pid of the sandbox's process 1, as we see it. It waits for `go`."""
+        return self._receive("make the sandbox's namespaces", BORN)[1]
+
+    def go(self) -> dict[str, Any]:
+        """Let it build its walls; returns what it says of them when PicoD starts."""
+        self._channel.sendall(GO)
+        answer: dict[str, Any] = json.loads(self._receive("set the sandbox up")[0])
+        return answer
+
+    def _receive(self, step: str, expected: bytes | None = None) -> tuple[bytes, int]:
+        self._channel.settimeout(max(0.001, self._deadline - time.monotonic()))
+        space = socket.CMSG_SPACE(_CREDENTIALS.size)
+        try:
+            data, ancillary, _, _ = self._channel.recvmsg(MESSAGE_BYTES_MAX, space)
+        except TimeoutError as exc:
+            raise StartTimedOut(f"cannot {step} within {self._timeout_s:g} s") from exc
+        except ConnectionResetError:
+            data = b""
+        if not data:
+            raise StartFailed(f"the sandbox's process was killed before it could {step}")
+        if data[:1] == b"{" and "error" in (answer := json.loads(data)):
+            raise _failure(answer["error"], answer["errno"])
+        if expected is not None and data != expected:
+            raise StartFailed(f"the zygote talks nonsense: {data[:40]!r}")
+        pids = [_CREDENTIALS.unpack(d)[0] for _, kind, d in ancillary if kind == _SCM_CREDENTIALS]
+        return data, pids[0]
+
+
+def _failure(text: str, number: int | None) -> AgentCubeError:
+    """What the child told, as one of our errors."""
+    namespaces = text.startswith(("make a user namespace", "make the sandbox's namespaces"))
+    if namespaces and number in (errno.EPERM, errno.EACCES):
+        return StartFailed(f"{_DENIED} ({text})")
+    if namespaces and number in (errno.ENOSPC, errno.EUSERS):
+        return CapacityExhausted(
+            f"no more namespaces on this machine: raise sysctl user.max_*_namespaces ({text})"
+        )
+    if number in (errno.EAGAIN, errno.ENOMEM):
+        return CapacityExhausted(f"no room for another sandbox: cannot {text}")
+    if text.startswith("mount /proc:") and number == errno.EPERM:
+        return StartFailed(
+            "cannot mount /proc in a sandbox: parts of this machine's own /proc are covered, as in a container; "
+            "run the container with an unmasked /proc (docker: --security-opt systempaths=unconfined)"
+        )
+    return StartFailed(f"cannot {text}")

@@ -1,0 +1,385 @@
+"""The local driver: sandboxes on this machine, from namespaces. What blocks runs in worker threads."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import platform
+import socket
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+import anyio
+import anyio.to_thread
+
+from agentcube.drivers import daemon
+from agentcube.drivers.local import identity, images, launch, processes
+from agentcube.drivers.local.cgroups import CgroupTree
+from agentcube.drivers.local.environments import Environments
+from agentcube.drivers.local.inside import landlock
+from agentcube.drivers.local.inside.numbers import UnsupportedMachine, machine
+from agentcube.drivers.local.launch import Launcher, Sockets
+from agentcube.drivers.local.records import Record, Records
+from agentcube.drivers.local.uidrange import UidRanges
+from agentcube.drivers.local.workspace import Workspaces
+from agentcube.drivers.local.zygote import Zygote
+from agentcube.errors import AgentCubeError, Conflict, DriverFailed, Invalid, StartFailed, Unreachable
+from agentcube.model.ids import SandboxId
+from agentcube.model.plan import Seen
+from agentcube.model.sandbox import Endpoint, Isolation, Sandbox, SandboxSpec
+from agentcube.ports.driver import Capabilities, Usage
+from agentcube.wire import control
+
+ENTRY = "agentcube.picod.main:run"
+
+_LAUNCHES_MAX = 8  # at once: most of a launch is waiting for the child, and two cores are soon busy
+_BUILDS_MAX = 2
+_DESTROY_S = 10.0
+_DIAL_S = 5.0
+_ENOUGH = (Isolation.PROCESS, Isolation.NAMESPACE)
+
+T = TypeVar("T")
+
+
+class LocalDriver:
+    """Implements `ports.driver.SandboxDriver` on this machine; use it as an async context manager.
+
+    Args:
+        data_dir: durable state: `sandboxes/` and `images/`.
+        runtime_dir: sockets; short (they are limited to 108 bytes), ours alone, exists.
+        env_cache: Python environments of `image: host`; None for this user's cache.
+        off, entry, extra: for tests of the walls only: guards to leave out, another PicoD, its modules.
+    """
+
+    name = "local"
+
+    def __init__(
+        self,
+        *,
+        data_dir: Path,
+        runtime_dir: Path,
+        env_cache: Path | None = None,
+        off: Collection[str] = (),
+        entry: str = ENTRY,
+        extra: tuple[Path, ...] = (),
+    ) -> None:
+        self._images = data_dir / "images"
+        self._runtime_dir = runtime_dir
+        self._environments = Environments(env_cache)
+        self._records = Records(data_dir / "sandboxes")
+        self._instance = hashlib.sha256(os.fsencode(data_dir.resolve())).hexdigest()[:8]
+        self._workspaces = Workspaces(self._images / "workspaces")
+        self._off, self._entry, self._extra = off, entry, extra
+        self._ranges = UidRanges.detect()
+        self._launches = anyio.CapacityLimiter(_LAUNCHES_MAX)
+        self._calls = anyio.CapacityLimiter(_LAUNCHES_MAX)
+        self._builds = anyio.CapacityLimiter(_BUILDS_MAX)
+        self._locks: dict[SandboxId, tuple[anyio.Lock, int]] = {}
+        self._pidfds: dict[SandboxId, int] = {}
+        self._zygote_uid: int | None = None
+        self._launcher: Launcher
+
+    async def __aenter__(self) -> Self:
+        """Look at the machine and start the zygote. Raises Invalid, DriverFailed."""
+        self._launcher = await anyio.to_thread.run_sync(self._start)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Stop the zygote and let go of the sandboxes, which live on."""
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(self._stop)
+
+    def _start(self) -> Launcher:
+        try:
+            machine()
+        except UnsupportedMachine as exc:
+            raise Invalid(str(exc)) from exc
+        mode = identity.detect()
+        for id in self._records.ids():
+            record = self._records.find(id)
+            if record is not None and record.uid_base is not None:
+                self._reserve(record.uid_base)
+        if mode.lends:
+            self._zygote_uid = self._ranges.allocate()
+        self._runtime_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        zygote = Zygote(
+            self._runtime_dir, uid=self._zygote_uid, entry=self._entry, off=self._off, extra=self._extra
+        )
+        zygote.start()
+        return Launcher(
+            identity=mode,
+            zygote=zygote,
+            cgroups=CgroupTree.detect(self._instance),
+            workspaces=self._workspaces,
+            records=self._records,
+            runtime_dir=self._runtime_dir,
+            entry=self._entry,
+            off=self._off,
+        )
+
+    def _stop(self) -> None:
+        self._launcher.zygote.close()
+        self._launcher.cgroups.cleanup()
+        while self._pidfds:
+            os.close(self._pidfds.popitem()[1])
+        if self._zygote_uid is not None:
+            self._ranges.release(self._zygote_uid)
+
+    def _reserve(self, base: int) -> None:
+        try:
+            self._ranges.reserve(base)
+        except Conflict:
+            pass  # reserved when we started, or by an earlier adoption
+
+    async def capabilities(self) -> Capabilities:
+        return await self._in_thread(self._capabilities)
+
+    def _capabilities(self) -> Capabilities:
+        mode, cgroups = self._launcher.identity, self._launcher.cgroups
+        disk = mode.lends and self._workspaces.mechanism == "disk"
+        facts = {
+            "kernel": platform.release(),
+            "machine": platform.machine(),
+            "uid": mode.mode,
+            "limits": cgroups.limits,
+            "cgroups": cgroups.version,
+            "workspace": "disk" if disk else "memory",
+            "quota": "hard",
+            "landlock": str(landlock.abi() or "none"),
+            "seccomp": "allow-list",
+            "network": "none",
+        }
+        return Capabilities(isolation=Isolation.NAMESPACE, suspend=False, facts=facts)
+
+    async def create(self, spec: SandboxSpec) -> Sandbox:
+        if spec.isolation not in _ENOUGH:
+            raise Invalid(
+                f"isolation {spec.isolation}: this machine's driver offers {Isolation.NAMESPACE}",
+                isolation=spec.isolation,
+            )
+        launch.check_mounts(spec.mounts)
+        self._records.folder(spec.id)  # raises Invalid for an id that names no folder
+        image = await anyio.to_thread.run_sync(
+            self._resolve, spec.image, spec.environment, limiter=self._builds, abandon_on_cancel=True
+        )
+        async with self._alone(spec.id):
+            record = await self._in_thread(self._records.find, spec.id)
+            if record is not None and record.made and await self._in_thread(self._look, record) is Seen.ALIVE:
+                return self._sandbox(record)
+            await self._destroy(spec.id)
+            try:
+                return await self._make(spec, image)
+            except BaseException:
+                with anyio.CancelScope(shield=True):
+                    await self._destroy(spec.id)
+                raise
+
+    def _resolve(self, image: str, environment: str) -> images.ImageRoot:
+        return images.resolve(
+            image, environment=environment, root=self._images, environments=self._environments
+        )
+
+    async def _make(self, spec: SandboxSpec, image: images.ImageRoot) -> Sandbox:
+        base = self._ranges.allocate() if self._launcher.identity.lends else None
+        try:
+            record = await anyio.to_thread.run_sync(
+                self._launcher.launch, spec, image, base, limiter=self._launches
+            )
+        except BaseException:
+            if base is not None and not self._records.find(spec.id):
+                self._ranges.release(base)
+            raise
+        sandbox = self._sandbox(record)
+        try:
+            health = await daemon.health(await self.dial(sandbox))
+        except AgentCubeError as exc:
+            words = await self._in_thread(self._records.last_words, spec.id)
+            raise StartFailed(
+                f"PicoD did not start: {exc.detail}{f'; it said: {words}' if words else ''}"
+            ) from exc
+        if health.sandbox_id != spec.id:
+            raise StartFailed("another sandbox's PicoD answers")
+        self._look(record)
+        return sandbox
+
+    def _sandbox(self, record: Record) -> Sandbox:
+        sockets = Sockets.of(self._runtime_dir, record.id)
+        control_path = str(sockets.control)
+        return Sandbox(
+            id=record.id,
+            driver=self.name,
+            handle=record.to_text(),
+            isolation=Isolation.NAMESPACE,
+            picod=Endpoint(scheme="unix", path=str(sockets.picod)),
+            ports={port: Endpoint(scheme="passed", path=control_path, port=port) for port in record.ports},
+            facts=dict(record.facts),
+        )
+
+    async def bind(self, sandbox: Sandbox, token: str) -> None:
+        await daemon.bind(await self.dial(sandbox), token)
+
+    async def ready(self, sandbox: Sandbox, *, timeout: timedelta) -> None:
+        await daemon.ready(await self.dial(sandbox), timeout)
+
+    async def dial(self, sandbox: Sandbox, port: int | None = None) -> socket.socket:
+        if port is None:
+            return await _connect(sandbox.picod.path)
+        sockets = Sockets.of(self._runtime_dir, sandbox.id)
+        with await _connect(str(sockets.control)) as sock:
+            return await _passed(sock, port)
+
+    async def observe(self, sandbox: Sandbox) -> Seen:
+        pidfd = self._pidfds.get(sandbox.id)
+        if pidfd is not None:
+            return Seen.GONE if processes.has_ended(pidfd) else Seen.ALIVE
+        return self._look(Record.parse(sandbox.handle))
+
+    def _look(self, record: Record) -> Seen:
+        """Whether its process 1 lives; from then on we hold a descriptor of it."""
+        pidfd = self._pidfds.get(record.id)
+        if pidfd is None:
+            pidfd = record.open_process()
+            if pidfd is None:
+                return Seen.GONE
+            self._pidfds[record.id] = pidfd
+        return Seen.GONE if processes.has_ended(pidfd) else Seen.ALIVE
+
+    async def adopt(self, sandbox: Sandbox) -> Seen:
+        record = Record.parse(sandbox.handle)
+        if record.id != sandbox.id:
+            raise DriverFailed(f"sandbox {sandbox.id} carries the handle of {record.id}")
+        if record.uid_base is not None:
+            self._reserve(record.uid_base)
+        if self._look(record) is Seen.GONE:
+            return Seen.GONE
+        try:
+            health = await daemon.health(await self.dial(sandbox))
+        except AgentCubeError:
+            return Seen.UNKNOWN
+        return Seen.ALIVE if health.sandbox_id == sandbox.id else Seen.UNKNOWN
+
+    async def inventory(self) -> Sequence[tuple[SandboxId, Mapping[str, str]]]:
+        return await self._in_thread(self._inventory)
+
+    def _inventory(self) -> list[tuple[SandboxId, Mapping[str, str]]]:
+        ids = {*self._records.ids(), *map(SandboxId, self._launcher.cgroups.inventory())}
+        records = {id: self._records.find(id) for id in sorted(ids)}
+        return [(id, dict(record.labels) if record else {}) for id, record in records.items()]
+
+    async def destroy(self, id: SandboxId) -> None:
+        async with self._alone(id):
+            with anyio.CancelScope(shield=True):
+                await self._destroy(id)
+
+    async def _destroy(self, id: SandboxId) -> None:
+        pidfd = self._pidfds.pop(id, None)
+        record = await self._in_thread(self._raze, id, pidfd)
+        if record is not None and record.uid_base is not None:
+            self._ranges.release(record.uid_base)
+
+    def _raze(self, id: SandboxId, pidfd: int | None) -> Record | None:
+        """Kill and remove all that exists of the sandbox, the record last; returns it."""
+        record = self._records.find(id)
+        tree = self._launcher.cgroups
+        try:
+            if record is not None:
+                tree.open(id, record.cgroups).kill()
+                pidfd = pidfd if pidfd is not None else record.open_process()
+            if pidfd is not None:
+                processes.kill(pidfd)  # its pid namespace goes with it
+                if not processes.has_ended(pidfd, _DESTROY_S):
+                    raise DriverFailed(
+                        f"sandbox {id}: process 1 does not end within {_DESTROY_S:g} s of SIGKILL"
+                    )
+        finally:
+            if pidfd is not None:
+                os.close(pidfd)
+        tree.remove(id)
+        Sockets.of(self._runtime_dir, id).remove()
+        self._workspaces.destroy(self._records.folder(id))
+        self._records.remove(id)
+        return record
+
+    async def usage(self, sandbox: Sandbox) -> Usage:
+        return await self._in_thread(self._usage, Record.parse(sandbox.handle))
+
+    def _usage(self, record: Record) -> Usage:
+        disk = self._workspaces.used_bytes(self._records.folder(record.id))
+        if self._launcher.cgroups.limits == "cgroup":
+            used = self._launcher.cgroups.open(record.id, record.cgroups).usage()
+            return Usage(
+                memory_bytes=used.memory_bytes, cpu_s=used.cpu_s, pids=used.pids, workspace_bytes=disk
+            )
+        if self._look(record) is Seen.GONE:
+            return Usage(workspace_bytes=disk)
+        tree = processes.tree_usage(record.pid)
+        return Usage(memory_bytes=tree.memory_bytes, cpu_s=tree.cpu_s, pids=tree.pids, workspace_bytes=disk)
+
+    async def _in_thread(self, call: Callable[..., T], *args: object) -> T:
+        return await anyio.to_thread.run_sync(call, *args, limiter=self._calls)
+
+    @asynccontextmanager
+    async def _alone(self, id: SandboxId) -> AsyncIterator[None]:
+        """Create and destroy of one sandbox take turns."""
+        lock, waiting = self._locks.get(id, (anyio.Lock(), 0))
+        self._locks[id] = (lock, waiting + 1)
+        try:
+            async with lock:
+                yield
+        finally:
+            lock, waiting = self._locks.pop(id)
+            if waiting > 1:
+                self._locks[id] = (lock, waiting - 1)
+
+
+async def _connect(path: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        async with asyncio.timeout(_DIAL_S):
+            await asyncio.get_running_loop().sock_connect(sock, path)
+    except (OSError, TimeoutError) as exc:
+        sock.close()
+        raise Unreachable("the sandbox does not accept connections") from exc
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def _passed(sock: socket.socket, port: int) -> socket.socket:
+    """Ask on the control socket for a connection to `port` inside (see wire/control.py)."""
+    try:
+        async with asyncio.timeout(control.DEADLINE_S):
+            await asyncio.get_running_loop().sock_sendall(sock, control.DIAL % port)
+            await _readable(sock)
+            answer, fds, _, _ = socket.recv_fds(sock, 64, 1, socket.MSG_CMSG_CLOEXEC)
+    except (OSError, TimeoutError) as exc:
+        raise Unreachable(f"the sandbox does not answer for port {port}") from exc
+    if answer[:1] != control.GRANTED or not fds:
+        reason = answer[1:].decode("ascii", "replace").strip()
+        raise Unreachable(f"nothing answers on port {port} in the sandbox ({reason or 'refused'})", port=port)
+    inner = socket.socket(fileno=fds[0])
+    inner.setblocking(False)
+    return inner
+
+
+async def _readable(sock: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    waiter: asyncio.Future[None] = loop.create_future()
+
+    def wake() -> None:
+        if not waiter.done():
+            waiter.set_result(None)
+
+    loop.add_reader(sock.fileno(), wake)
+    try:
+        await waiter
+    finally:
+        loop.remove_reader(sock.fileno())

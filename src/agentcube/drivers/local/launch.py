@@ -1,0 +1,254 @@
+"""Making one sandbox, step by step, in a worker thread. Whoever called destroys what a failure left."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from agentcube.drivers.local import identity, processes
+from agentcube.drivers.local.birth import Birth
+from agentcube.drivers.local.cgroups import CgroupTree
+from agentcube.drivers.local.images import ImageRoot
+from agentcube.drivers.local.inside import kernel
+from agentcube.drivers.local.inside.root import DEVICES
+from agentcube.drivers.local.records import LOG, Record, Records
+from agentcube.drivers.local.workspace import Workspaces
+from agentcube.drivers.local.zygote import Zygote
+from agentcube.errors import Invalid, StartFailed
+from agentcube.model.ids import SandboxId
+from agentcube.model.sandbox import HostMount, SandboxSpec
+
+WORKSPACE = "/workspace"
+_BIRTH_S = 20.0
+_BACKLOG = 1024
+_OWN = ("/", "/dev", "/proc", "/sys", "/workspace", "/tmp")  # noqa: S108  # inside
+
+
+@dataclass(frozen=True, slots=True)
+class Sockets:
+    """Where a sandbox's two sockets are on the host's side."""
+
+    picod: Path
+    control: Path
+
+    @classmethod
+    def of(cls, folder: Path, id: SandboxId) -> Sockets:
+        """The paths for sandbox `id` in the runtime directory."""
+        return cls(folder / f"{id}.sock", folder / f"{id}.ctl")
+
+    def remove(self) -> None:
+        """Delete both. Idempotent."""
+        for path in (self.picod, self.control):
+            path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launcher:
+    """What every launch needs. `off` are guards that a test turned off; nothing else can set them."""
+
+    identity: identity.Identity
+    zygote: Zygote
+    cgroups: CgroupTree
+    workspaces: Workspaces
+    records: Records
+    runtime_dir: Path
+    entry: str
+    off: Collection[str] = ()
+
+    def launch(self, spec: SandboxSpec, image: ImageRoot, uid_base: int | None) -> Record:
+        """A sandbox whose PicoD starts; every step is on record before it is taken.
+
+        Raises:
+            StartFailed, StartTimedOut, CapacityExhausted, Invalid, DriverFailed: names the step.
+        """
+        record = Record(
+            id=spec.id,
+            labels=dict(spec.labels),
+            uid_base=uid_base,
+            facts=self._facts(),
+            ports=[p.port for p in spec.ports],
+        )
+        self.records.write(record)
+        try:
+            with ExitStack() as stack:
+                return self._launch(stack, record, spec, image)
+        except OSError as exc:
+            raise StartFailed(f"cannot start sandbox {spec.id}: {exc}") from exc
+
+    def _launch(self, stack: ExitStack, record: Record, spec: SandboxSpec, image: ImageRoot) -> Record:
+        keep = _Descriptors(stack)
+        in_memory = self.workspaces.mechanism == "memory" or not self.identity.lends
+        cgroup = self.cgroups.make(spec.id, spec.resources, workspace_in_memory=in_memory)
+        record = replace(record, cgroups=dict(cgroup.paths))
+        birth = stack.enter_context(Birth(self.zygote, _BIRTH_S))
+        fds = self._sockets(keep, spec.id)
+        log = self.records.folder(spec.id) / LOG
+        fds["log"] = keep(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
+        for number, fd in enumerate(cgroup.user_fds()):
+            fds[f"group:{number}"] = keep(fd)
+        mounts = _mounts(image, spec.mounts)
+        if self.identity.lends:
+            fds.update(self._lend(keep, record, spec, image, mounts))
+        request = self._request(spec, image, mounts)
+
+        pid = birth.await_unshared()
+        cgroup.attach(pid)
+        self._map(pid, record.uid_base)
+        birth.send(request, fds)
+        pid = birth.await_born()
+        start = processes.start_ticks(pid)
+        if start is None:
+            raise StartFailed("the sandbox's first process ended at once")
+        self.records.write(record.born(pid, start))
+        walls = birth.go()
+        facts = {**record.facts, "landlock": str(walls["landlock"] or "none")}
+        record = replace(record.born(pid, start), facts=facts, made=True)
+        self.records.write(record)
+        return record
+
+    def _map(self, pid: int, base: int | None) -> None:
+        identity.map_ids(self.identity, pid, 0 if "uids" in self.off else base)
+
+    def _sockets(self, keep: _Descriptors, id: SandboxId) -> dict[str, int]:
+        paths = Sockets.of(self.runtime_dir, id)
+        paths.remove()
+        fds = {}
+        for name, path in (("listen", paths.picod), ("control", paths.control)):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+                sock.bind(str(path))
+                sock.listen(_BACKLOG)
+                fds[name] = keep(sock.detach())
+        return fds
+
+    def _lend(
+        self,
+        keep: _Descriptors,
+        record: Record,
+        spec: SandboxSpec,
+        image: ImageRoot,
+        mounts: Sequence[dict[str, Any]],
+    ) -> dict[str, int]:
+        """Detached mounts of what the sandbox may see; it could not open their paths itself."""
+        fds = {"lower": keep(_lent(str(image.lower), kernel.RDONLY, recursive=False))}
+        for name in DEVICES:
+            fds[f"device:{name}"] = keep(_lent(f"/dev/{name}", kernel.NOEXEC, recursive=False, nodev=False))
+        for number, mount in enumerate(mounts):
+            fds[f"mount:{number}"] = keep(_lent(mount["source"], kernel.RDONLY if mount["read_only"] else 0))
+        owner = identity.USER if record.uid_base is None else record.uid_base + identity.USER
+        if "uids" in self.off:
+            owner = identity.USER
+        folder = self.records.folder(spec.id)
+        workspace = self.workspaces.create(folder, spec.resources.workspace_bytes, owner, owner)
+        if workspace.mount_fd is not None:
+            fds["workspace"] = keep(workspace.mount_fd)
+        return fds
+
+    def _request(
+        self, spec: SandboxSpec, image: ImageRoot, mounts: Sequence[dict[str, Any]]
+    ) -> dict[str, Any]:
+        """The fields that `inside/birth.py` reads."""
+        return {
+            "off": sorted(self.off),
+            "maps_root": self.identity.maps_root,
+            "lent": self.identity.lends,
+            "stage": "/stage" if self.identity.lends else str(self.runtime_dir / "stage"),
+            "hostname": "sandbox",
+            "lower": str(image.lower),
+            "mounts": list(mounts),
+            "tmp_bytes": spec.resources.tmp_bytes,
+            "workspace_bytes": spec.resources.workspace_bytes,
+            "entry": self.entry,
+            "config": self._config(spec, image),
+        }
+
+    def _config(self, spec: SandboxSpec, image: ImageRoot) -> dict[str, Any]:
+        """PicoD's configuration, but for its descriptors."""
+        env = {
+            "PATH": image.path,
+            "HOME": WORKSPACE,
+            "USER": "sandbox",
+            "LANG": "C.UTF-8",
+            **image.env,
+            **spec.env,
+        }
+        return {
+            "sandbox_id": spec.id,
+            "public_keys": list(spec.public_keys),
+            "workspace": WORKSPACE,
+            "uid": identity.USER,
+            "gid": identity.USER,
+            "single_uid": not self.identity.maps_root,
+            "env": env,
+            "command": list(spec.command),
+            "working_dir": spec.working_dir,
+            "ports": [p.port for p in spec.ports],
+            "limits": {
+                "memory_bytes": spec.resources.memory_bytes,
+                "pids_max": spec.resources.pids_max,
+                "mode": self.cgroups.limits,
+            },
+            "version": metadata.version("agentcube"),
+        }
+
+    def _facts(self) -> dict[str, str]:
+        disk = self.identity.lends and self.workspaces.mechanism == "disk"
+        return {
+            "limits": self.cgroups.limits,
+            "quota": "hard",
+            "workspace": "disk" if disk else "memory",
+            "uid": self.identity.mode,
+            "seccomp": "allow-list",
+            "network": "none",
+        }
+
+
+class _Descriptors:
+    """Closes what it is given when the launch ends, well or badly."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+
+    def __call__(self, fd: int) -> int:
+        self._stack.callback(os.close, fd)
+        return fd
+
+
+def _lent(path: str, attributes: int, *, recursive: bool = True, nodev: bool = True) -> int:
+    fd = kernel.open_tree(path, f"open {path}", recursive=recursive)
+    attributes |= kernel.NOSUID | (kernel.NODEV if nodev else 0)
+    try:
+        kernel.set_mount(fd, f"restrict {path}", attributes=attributes, recursive=recursive)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _mounts(image: ImageRoot, wanted: Sequence[HostMount]) -> list[dict[str, Any]]:
+    """The image's binds and the template's mounts, as the request has them."""
+    found = [(str(b.source), b.target, True) for b in image.binds]
+    found += [(m.source, os.path.normpath(m.target), m.read_only) for m in wanted]
+    return [
+        {"source": source, "target": target, "read_only": read_only, "folder": os.path.isdir(source)}
+        for source, target, read_only in found
+    ]
+
+
+def check_mounts(mounts: Sequence[HostMount]) -> None:
+    """Raises Invalid for a mount that cannot be: says which and why."""
+    for mount in mounts:
+        target = os.path.normpath(mount.target)
+        if not mount.target.startswith("/") or target.startswith("//") or target in _OWN:
+            raise Invalid(
+                f"mount target {mount.target!r}: has to be an absolute path other than {', '.join(_OWN)}"
+            )
+        if target.startswith(("/dev/", "/proc/", "/sys/")):
+            raise Invalid(f"mount target {mount.target!r}: /dev, /proc and /sys belong to the sandbox")
+        if not os.path.isabs(mount.source) or not os.path.exists(mount.source):
+            raise Invalid(f"mount source {mount.source!r}: no such file or directory on this machine")
