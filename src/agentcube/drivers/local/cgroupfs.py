@@ -92,8 +92,10 @@ def detect(folder: str) -> tuple[list[Hierarchy], Path | None]:
     """The hierarchies in which `folder` could be made, based there, and the group we left for it."""
     found: list[Hierarchy] = []
     moved_from: Path | None = None
-    mounts = _mounts(Path("/proc/self/mountinfo").read_text()) if os.path.exists("/proc/self/cgroup") else []
-    own = _own_groups(Path("/proc/self/cgroup").read_text()) if mounts else {}
+    mounts = (
+        parse_mounts(Path("/proc/self/mountinfo").read_text()) if os.path.exists("/proc/self/cgroup") else []
+    )
+    own = own_groups(Path("/proc/self/cgroup").read_text()) if mounts else {}
     for mount in (m for m in mounts if m.version == 2):
         usable, moved_from = _use_v2(mount, own.get("", "/"), folder)
         if usable is not None:
@@ -109,7 +111,9 @@ def detect(folder: str) -> tuple[list[Hierarchy], Path | None]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Mount:
+class Mount:
+    """One mounted tree of groups, or the part of one that a container sees."""
+
     version: Literal[1, 2]
     controllers: frozenset[str]
     root: str  # the group that appears at `path`: not "/" in a container without its own namespace
@@ -121,20 +125,20 @@ class _Mount:
         return self.path / inside.strip("/")
 
 
-def _mounts(mountinfo: str) -> list[_Mount]:
+def parse_mounts(mountinfo: str) -> list[Mount]:
     """Group file systems in a mountinfo text (proc_pid_mountinfo(5))."""
-    found: list[_Mount] = []
+    found: list[Mount] = []
     for line in mountinfo.splitlines():
         left, _, right = line.partition(" - ")
         fields, (fstype, _source, options) = left.split(), [*right.split(), "", "", ""][:3]
         if fstype == "cgroup2":
-            found.append(_Mount(2, frozenset(), fields[3], Path(fields[4])))
+            found.append(Mount(2, frozenset(), fields[3], Path(fields[4])))
         elif fstype == "cgroup":
-            found.append(_Mount(1, frozenset(options.split(",")), fields[3], Path(fields[4])))
+            found.append(Mount(1, frozenset(options.split(",")), fields[3], Path(fields[4])))
     return found
 
 
-def _own_groups(text: str) -> dict[str, str]:
+def own_groups(text: str) -> dict[str, str]:
     """Our group by controller ("" for v2), from /proc/self/cgroup."""
     groups: dict[str, str] = {}
     for line in text.splitlines():
@@ -143,7 +147,7 @@ def _own_groups(text: str) -> dict[str, str]:
     return groups
 
 
-def _wanted_v1(mount: _Mount, have: set[str], *, with_v2: bool) -> set[str]:
+def _wanted_v1(mount: Mount, have: set[str], *, with_v2: bool) -> set[str]:
     """Controllers worth a directory per sandbox: a v2 tree already freezes, kills and counts CPU time."""
     wanted = {"cpu", "memory", "pids"} | (set() if with_v2 else {"freezer", "cpuacct"})
     if any((mount.path / name).exists() for name in ("blkio.bfq.weight", "blkio.weight")):
@@ -151,7 +155,7 @@ def _wanted_v1(mount: _Mount, have: set[str], *, with_v2: bool) -> set[str]:
     return (wanted & mount.controllers) - have
 
 
-def _use_v1(mount: _Mount, own: dict[str, str], wanted: set[str], folder: str) -> Hierarchy | None:
+def _use_v1(mount: Mount, own: dict[str, str], wanted: set[str], folder: str) -> Hierarchy | None:
     group = next((own[name] for name in wanted if name in own), "/")
     for base in dict.fromkeys((mount.path, mount.place(group))):
         try:
@@ -162,7 +166,7 @@ def _use_v1(mount: _Mount, own: dict[str, str], wanted: set[str], folder: str) -
     return None
 
 
-def _use_v2(mount: _Mount, own: str, folder: str) -> tuple[Hierarchy | None, Path | None]:
+def _use_v2(mount: Mount, own: str, folder: str) -> tuple[Hierarchy | None, Path | None]:
     ours = mount.place(own)
     for base in dict.fromkeys((mount.path, ours)):
         moved_from: Path | None = None
