@@ -172,7 +172,7 @@ class _Spec(_Ours):
     max_session_duration: GoDuration | None = None
     suspend_after: GoDuration | None = None
     warm_pool: WarmPoolSpec | None = None
-    environment: str | None = None
+    environment: Annotated[str, Field(max_length=64, pattern=r"^([a-z0-9][a-z0-9._-]*)?$")] | None = None
     isolation: Literal["any", "process", "namespace", "gvisor", "microvm"] | None = None
     network: NetworkSpec | None = None
     volumes: list[Any] | None = None

@@ -1,0 +1,135 @@
+"""The Workload Manager put together: use cases in front, loops behind, one store and one driver."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from agentcube.errors import AgentCubeError, Unavailable
+from agentcube.manager.acts import Acts
+from agentcube.manager.admission import Admission
+from agentcube.manager.catalog import Catalog
+from agentcube.manager.deadlines import Deadlines
+from agentcube.manager.pools import PoolReport, Pools
+from agentcube.manager.reconciler import Reconciler
+from agentcube.manager.records import Records
+from agentcube.manager.recovery import Recovery, all_sessions
+from agentcube.manager.service import Sessions
+from agentcube.manager.settings import ManagerSettings
+from agentcube.manager.templates import TemplatePolicy
+from agentcube.manager.watch import Watch
+from agentcube.model.lifecycle import Phase, Trigger
+from agentcube.model.session import Session
+from agentcube.ports.clock import Clock, SystemClock
+from agentcube.ports.driver import SandboxDriver
+from agentcube.ports.store import Store
+from agentcube.ports.tokens import Signer
+
+log = structlog.get_logger(__name__)
+
+
+class Service:
+    """What the API and the Router may ask of the manager.
+
+    `sessions` implements `ports.control.ControlPlane`.
+    """
+
+    def __init__(
+        self, store: Store, sessions: Sessions, catalog: Catalog, pools: Pools, admission: Admission
+    ) -> None:
+        self.sessions = sessions
+        self.catalog = catalog
+        self._store = store
+        self._pools = pools
+        self._admission = admission
+
+    async def pools(self) -> list[PoolReport]:
+        """The warm pools as they stand."""
+        return await self._pools.report()
+
+    async def check(self) -> None:
+        """Return when sessions can be made; raises StoreFailed or Unavailable saying what is missing."""
+        await self._store.check()
+        if not self._admission.is_open:
+            raise Unavailable("the manager is starting or stopping")
+
+
+class Manager:
+    """One manager. `service` answers while `run` runs; `run` may be run again after it was cancelled."""
+
+    def __init__(
+        self,
+        settings: ManagerSettings,
+        *,
+        store: Store,
+        driver: SandboxDriver,
+        signer: Signer,
+        clock: Clock | None = None,
+    ) -> None:
+        clock = clock or SystemClock()
+        self._store = store
+        self._driver = driver
+        self._admission = Admission(settings)
+        self._records = Records(store, clock)
+        acts = Acts(settings, self._records, driver, signer, clock)
+        self._reconciler = Reconciler(self._records, driver, acts, clock)
+        self._recovery = Recovery(settings, store, driver, acts, self._reconciler)
+        self._pools = Pools(settings, store, driver, signer, clock)
+        self.deadlines = Deadlines(settings, store, self._reconciler, clock)
+        self.watch = Watch(settings, store, driver, self._reconciler)
+        self._records.on_due = self.deadlines.note
+        acts.on_forgotten = lambda session: self._admission.forget(session.id)
+        sessions = Sessions(
+            settings, self._records, driver, self._reconciler, self._pools, self._admission, clock
+        )
+        catalog = Catalog(store, self._pools, TemplatePolicy(settings.allow_host_paths))
+        self.service = Service(store, sessions, catalog, self._pools, self._admission)
+        self._recovered = asyncio.Event()
+
+    async def run(self) -> None:
+        """Recover, then keep everything going until cancelled. A loop that dies ends this with its error."""
+        self._admission.pause()
+        self._recovered.clear()
+        async with asyncio.TaskGroup() as group:
+            self._records.can_suspend = (await self._driver.capabilities()).suspend
+            group.create_task(self._reconciler.run(), name="reconciler")
+            await self._reconciler.running.wait()
+            self._admission.reset(await self._recovery.run())
+            self._recovered.set()
+            group.create_task(self.deadlines.run(), name="deadlines")
+            group.create_task(self._pools.run(), name="pools")
+            group.create_task(self.watch.run(), name="watch")
+            group.create_task(self._recovery.adopt_doubtful(), name="adoption")
+
+    async def recovered(self) -> None:
+        """Return once the start is over and sessions can be made."""
+        await self._recovered.wait()
+
+    def refuse(self) -> None:
+        """Make no more sessions: the process is about to end. Those that live go on."""
+        self._admission.close()
+
+    async def clear(self) -> None:
+        """End every session and drain every pool, for a clean stop; call it while `run` runs.
+
+        The wish to end is stored for all sessions first, so that a stop cut short is finished by the
+        next start.
+        """
+        self.refuse()
+        sessions = await all_sessions(self._store)
+        await asyncio.gather(*(self._end(session) for session in sessions))
+        await asyncio.gather(
+            self._pools.close(), *(self._reconciler.settle(s.id, interrupt=True) for s in sessions)
+        )
+
+    async def _end(self, session: Session) -> None:
+        def ending(now: Session) -> Session | None:
+            if now.phase in (Phase.DELETING, Phase.DELETED):
+                return None
+            return now.advanced(Trigger.DELETE, reason="server_stopped")
+
+        try:
+            await self._records.change(session.id, ending)
+        except AgentCubeError as exc:
+            log.warning("session not ended", session=session.id, code=exc.code)

@@ -1,0 +1,195 @@
+"""The reconciler: looks at a session and its sandbox, plans, acts, repeats until there is nothing to do.
+
+The only one who acts on sessions' sandboxes. It takes no hints: whoever calls says *look*, not *what*.
+One flight per session at a time; the intent of every act is on record before the act.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, assert_never
+
+import structlog
+
+from agentcube.errors import AgentCubeError, SessionNotFound, Unavailable
+from agentcube.manager.acts import Acts
+from agentcube.manager.flight import Flight, Interrupted
+from agentcube.manager.records import Records
+from agentcube.model.ids import SessionId
+from agentcube.model.lifecycle import Phase
+from agentcube.model.plan import (
+    Action,
+    BeginDelete,
+    BeginSuspend,
+    Bind,
+    Destroy,
+    Fail,
+    Launch,
+    Release,
+    Rest,
+    Resume,
+    Seen,
+    Suspend,
+    plan,
+)
+from agentcube.model.session import Session
+from agentcube.ports.clock import Clock
+from agentcube.ports.driver import SandboxDriver
+
+log = structlog.get_logger(__name__)
+
+_STEPS_MAX = 16  # the longest way through the table is about half of that
+
+
+class Reconciler:
+    """Runs flights inside `run`; `settle` and `look` work only while that runs."""
+
+    def __init__(self, records: Records, driver: SandboxDriver, acts: Acts, clock: Clock) -> None:
+        self._records = records
+        self._driver = driver
+        self._acts = acts
+        self._clock = clock
+        self._flights: dict[SessionId, Flight] = {}
+        self._group: asyncio.TaskGroup | None = None
+        self.running = asyncio.Event()
+        """Set while sessions can be looked after."""
+
+    @property
+    def flights(self) -> int:
+        """How many sessions are being looked after at this moment."""
+        return len(self._flights)
+
+    async def run(self) -> None:
+        """Carry flights until cancelled; then those under way are given up for the next start to finish."""
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            self.running.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self._group = None
+                self.running.clear()
+
+    def look(self, id: SessionId, *, interrupt: bool = False) -> Flight:
+        """Have the session looked at; returns at once.
+
+        `interrupt` gives up a start that is under way, because what is wanted has changed.
+        Raises Unavailable while the manager does not run.
+        """
+        flight = self._flights.get(id)
+        if flight is not None:
+            flight.again = True
+            if interrupt:
+                flight.interrupt()
+            return flight
+        if self._group is None:
+            raise Unavailable("the manager is starting or stopping")
+        flight = self._flights[id] = Flight()
+        flight.task = self._group.create_task(self._fly(id, flight), name=f"session {id}")
+        return flight
+
+    async def settle(self, id: SessionId, *, interrupt: bool = False) -> None:
+        """Have the session looked at and wait until there is nothing more to do for it now.
+
+        A caller that is cancelled leaves the flight flying. Raises what ended the flight early
+        (StoreFailed and the like); a session that is gone is settled.
+        """
+        flight = self.look(id, interrupt=interrupt)
+        assert flight.task is not None
+        await asyncio.wait({flight.task})
+        if flight.error is not None:
+            raise flight.error
+        if flight.task.cancelled():
+            raise Unavailable("the manager is stopping")
+
+    def spawn(self, work: Coroutine[Any, Any, None], *, name: str) -> None:
+        """Do `work` beside the flights, for callers who cannot wait; dropped when the manager stops."""
+        if self._group is None:
+            work.close()
+            return
+        self._group.create_task(_guarded(work, name), name=name)
+
+    def flying(self, id: SessionId) -> bool:
+        """Whether the session is being looked after now."""
+        return id in self._flights
+
+    async def _fly(self, id: SessionId, flight: Flight) -> None:
+        try:
+            while True:
+                flight.again = False
+                await self._pass(id, flight)
+                if not flight.again:
+                    return
+        except SessionNotFound:
+            return
+        except AgentCubeError as exc:
+            log.warning("session not settled", session=id, code=exc.code, detail=exc.detail)
+            flight.error = exc
+        except Exception:  # a task's top: one session's trouble must not end the others'
+            log.exception("session not settled", session=id)
+            flight.error = AgentCubeError(f"session {id} could not be looked after")
+        finally:
+            del self._flights[id]
+
+    async def _pass(self, id: SessionId, flight: Flight) -> None:
+        for _ in range(_STEPS_MAX):
+            session = await self._records.store.get(id)
+            seen = await self._look(session)
+            action = plan(session, seen, now=self._clock.now(), can_suspend=self._records.can_suspend)
+            if isinstance(action, Rest):
+                await self._records.rearm(session)
+                return
+            try:
+                if not await self._act(session, action, flight):
+                    return
+            except Interrupted:
+                continue
+        log.error("session does not come to rest", session=id, steps=_STEPS_MAX)
+
+    async def _act(self, session: Session, action: Action, flight: Flight) -> bool:
+        """Take one step; False when the next one has to wait for another pass."""
+        acts = self._acts
+        match action:
+            case Launch():
+                await acts.launch(session, flight)
+            case Bind():
+                await acts.bind(session, flight)
+            case Suspend():
+                await acts.suspend(session, flight)
+            case Resume():
+                await acts.resume(session, flight)
+            case BeginSuspend():
+                await acts.begin_suspend(session)
+            case BeginDelete(reason):
+                await acts.begin_delete(session.id, reason)
+            case Fail(reason):
+                await acts.fail(session.id, reason, "its sandbox is no more")
+            case Release():
+                return await acts.release(session)
+            case Destroy():
+                return await acts.destroy(session)
+            case Rest():
+                return False
+            case _:
+                assert_never(action)
+        return True
+
+    async def _look(self, session: Session) -> Seen:
+        if session.sandbox is None:
+            return Seen.NONE
+        if session.phase in (Phase.DELETING, Phase.FAILED):
+            return Seen.UNKNOWN  # it is to be destroyed, whatever it is
+        try:
+            return await self._driver.observe(session.sandbox)
+        except AgentCubeError:
+            return Seen.UNKNOWN
+
+
+async def _guarded(work: Coroutine[Any, Any, None], name: str) -> None:
+    try:
+        await work
+    except AgentCubeError as exc:
+        log.warning("left for the next pass", work=name, code=exc.code, detail=exc.detail)
+    except Exception:  # a task's top
+        log.exception("left for the next pass", work=name)
