@@ -6,11 +6,13 @@ links is made, and its size is bounded before it is believed.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import lzma
 import os
 import shutil
+import stat
 import tarfile
 import tempfile
 import zlib
@@ -18,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from agentcube.drivers.local.inside import kernel
 from agentcube.errors import Invalid
 
 BYTES_MAX = 20 << 30
@@ -26,7 +29,7 @@ BYTES_MAX = 20 << 30
 ENTRIES_MAX = 1_000_000
 """Inodes: a full Debian desktop has about 300,000."""
 
-_DAMAGED = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError)
+_DAMAGED = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)
 
 
 def unpacked(
@@ -42,12 +45,12 @@ def unpacked(
     """
     try:
         state = archive.stat()
+        if not stat.S_ISREG(state.st_mode):
+            raise Invalid(f"image 'tar:{archive}': not a file; for a directory write 'dir:{archive}'")
         with archive.open("rb"):
             pass
     except OSError as exc:
         raise Invalid(f"image 'tar:{archive}': {exc.strerror}") from exc
-    if not archive.is_file():
-        raise Invalid(f"image 'tar:{archive}': not a file; for a directory write 'dir:{archive}'")
     facts = f"{archive}\0{state.st_size}\0{state.st_mtime_ns}"
     final = root / hashlib.sha256(facts.encode()).hexdigest()[:16]
     if final.is_dir():
@@ -70,21 +73,34 @@ def unpacked(
 def _unpack(archive: Path, to: Path, bytes_max: int, entries_max: int) -> None:
     to.mkdir()
     to.chmod(0o755)
+    root = os.open(to, os.O_PATH | os.O_CLOEXEC)
     try:
         with tarfile.open(archive, "r:*") as tar:
             for member in _bounded(tar, archive, bytes_max, entries_max):
-                _extract(tar, member, to)
-    except tarfile.FilterError as exc:
+                _extract(tar, member, root)
+    except _Refused as exc:
         raise Invalid(f"image 'tar:{archive}': refused: {exc}") from exc
+    except OSError as exc:
+        if exc.errno is None:  # gzip and bz2 say so of damaged data
+            raise _damaged(archive, exc) from exc
+        raise Invalid(f"image 'tar:{archive}': cannot unpack it: {exc}") from exc
     except _DAMAGED as exc:
-        if isinstance(exc, OSError) and not isinstance(exc, (tarfile.TarError, EOFError)) and exc.errno:
-            raise Invalid(f"image 'tar:{archive}': cannot unpack it: {exc.strerror}: {exc.filename}") from exc
-        raise Invalid(
-            f"image 'tar:{archive}': damaged, or not a tar archive this Python can read "
-            f"(plain, gzip, bzip2, xz; zstd from Python 3.14): {exc}"
-        ) from exc
+        raise _damaged(archive, exc) from exc
+    finally:
+        os.close(root)
     if not any(to.iterdir()):
         raise Invalid(f"image 'tar:{archive}': the archive is empty")
+
+
+def _damaged(archive: Path, why: Exception) -> Invalid:
+    return Invalid(
+        f"image 'tar:{archive}': damaged, or not a tar archive this Python can read "
+        f"(plain, gzip, bzip2, xz; zstd from Python 3.14): {why}"
+    )
+
+
+class _Refused(Exception):
+    """An entry that no honest archive has."""
 
 
 def _bounded(
@@ -96,32 +112,94 @@ def _bounded(
         total += member.size
         if count > entries_max or total > bytes_max:
             raise Invalid(f"image 'tar:{archive}': larger than {bytes_max} bytes or {entries_max} entries")
-        if member.isfile() or member.isdir() or member.islnk() or member.issym():
+        if member.isreg() or member.isdir() or member.islnk() or member.issym():
             yield member  # device nodes and pipes are left out: sandboxes get a /dev of their own
 
 
-def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, to: Path) -> None:
-    if member.issym():
-        _link(member, to)
-        return
-    safe = tarfile.tar_filter(member, str(to))
-    # Everybody may read (sandboxes have user ids of their own), nobody else writes, no setuid.
-    mode = (safe.mode or 0) & 0o755 | (0o755 if member.isdir() else 0o644)
-    tar.extract(safe.replace(mode=mode, uid=None, gid=None, uname=None, gname=None, deep=False), to)  # type: ignore[arg-type]  # typeshed: None means "leave"
+def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, root: int) -> None:
+    """Make one entry. The kernel resolves every path inside `root`, links of the archive included.
 
-
-def _link(member: tarfile.TarInfo, to: Path) -> None:
-    """A symbolic link as the archive has it: absolute ones are the root file system's own.
-
-    Entries that lead through it to somewhere outside are refused by tarfile's filter, which resolves
-    the links made so far.
+    Everybody may read (sandboxes have user ids of their own), nobody else may write, nobody is setuid.
     """
-    safe = tarfile.tar_filter(member.replace(linkname="x", deep=False), str(to))
-    path = to / safe.name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if os.path.lexists(path) and not (path.is_dir() and not path.is_symlink()):
-        path.unlink()
-    path.symlink_to(member.linkname)
+    folder, name = _split(member.name)
+    if not name:
+        return
+    parent = _opened(root, folder, member)
+    try:
+        if member.isdir():
+            _make_folder(name, parent)
+            return
+        try:
+            os.unlink(name, dir_fd=parent)  # the last entry of a name counts
+        except FileNotFoundError:
+            pass
+        if member.issym():
+            os.symlink(member.linkname, name, dir_fd=parent)
+        elif member.islnk():
+            _link(root, member, name, parent)
+        else:
+            _write(tar, member, name, parent)
+    finally:
+        os.close(parent)
+
+
+def _split(path: str) -> tuple[list[str], str]:
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if ".." in parts:
+        raise _Refused(f"{path!r} leaves the archive's directory")
+    return parts[:-1], parts[-1] if parts else ""
+
+
+def _opened(root: int, folder: list[str], member: tarfile.TarInfo) -> int:
+    """The directory that an entry goes into, made where no earlier entry made it."""
+    for known in range(len(folder), -1, -1):
+        try:
+            found = kernel.open_in(root, "/".join(folder[:known]) or ".", f"find {member.name!r}")
+        except kernel.StepFailed as exc:
+            if exc.errno != errno.ENOENT:
+                raise
+            continue
+        break
+    for name in folder[known:]:
+        try:
+            os.mkdir(name, dir_fd=found)
+            _make_folder(name, found)
+            deeper = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=found)
+        except FileExistsError as exc:
+            raise _Refused(f"{member.name!r} leads through a link to nowhere") from exc
+        finally:
+            os.close(found)
+        found = deeper
+    return found
+
+
+def _make_folder(name: str, parent: int) -> None:
+    try:
+        os.mkdir(name, dir_fd=parent)
+    except FileExistsError:
+        if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+            return  # a link to a directory stays one
+    os.chmod(name, 0o755, dir_fd=parent)  # noqa: S103  # sandboxes are other users
+
+
+def _link(root: int, member: tarfile.TarInfo, name: str, parent: int) -> None:
+    folder, target = _split(member.linkname)
+    source = _opened(root, folder, member)
+    try:
+        os.link(target, name, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
+    finally:
+        os.close(source)
+
+
+def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, name: str, parent: int) -> None:
+    content = tar.extractfile(member)
+    assert content is not None
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with content, open(os.open(name, flags, 0o600, dir_fd=parent), "wb") as file:
+        shutil.copyfileobj(content, file, 1 << 20)
+        file.flush()
+        os.fchmod(file.fileno(), member.mode & 0o755 | 0o644)
+        os.utime(file.fileno(), (member.mtime, member.mtime))  # Python's bytecode depends on it
 
 
 def remove(dir: Path) -> None:
