@@ -8,11 +8,11 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from agentcube.drivers.local.inside.birth import BORN, DESCRIPTORS_MAX, GO, MESSAGE_BYTES_MAX, UNSHARED
+from agentcube.drivers.local.inside.birth import BORN, DESCRIPTORS_MAX, MESSAGE_BYTES_MAX, UNSHARED
 from agentcube.drivers.local.zygote import Zygote
 from agentcube.errors import AgentCubeError, CapacityExhausted, Invalid, StartFailed, StartTimedOut
 
@@ -51,30 +51,36 @@ class Birth:
         """The pid of the process whose ids are to be mapped."""
         return self._receive("make a user namespace", UNSHARED)[1]
 
-    def send(self, request: Mapping[str, Any], fds: Mapping[str, int]) -> None:
-        """Hand over the request and what it needs; the descriptors stay the caller's."""
+    def mapped(self, *, maps_root: bool, off: Collection[str]) -> None:
+        """Its ids are mapped: let it make the other namespaces."""
+        self._send([json.dumps({"maps_root": maps_root, "off": sorted(off)}).encode()], [])
+
+    def await_born(self) -> int:
+        """The pid of the sandbox's process 1, as we see it. It waits for what it is to be."""
+        return self._receive("make the sandbox's namespaces", BORN)[1]
+
+    def go(self, request: Mapping[str, Any], fds: Mapping[str, int]) -> dict[str, Any]:
+        """Hand over the request and the descriptors it needs, which stay the caller's.
+
+        Returns what the child says of its walls when PicoD starts.
+        """
         if len(fds) + 1 > DESCRIPTORS_MAX:
             raise Invalid(f"too many mounts: at most {DESCRIPTORS_MAX - 30}")
         file = os.memfd_create("request", os.MFD_CLOEXEC)
         try:
             with os.fdopen(os.dup(file), "wb") as writer:
                 writer.write(json.dumps(request).encode())
-            names = json.dumps({"fds": ["request", *fds]}).encode()
-            socket.send_fds(self._channel, [names], [file, *fds.values()])
-        except OSError as exc:
-            raise StartFailed(f"the sandbox's process ended early: {exc.strerror}") from exc
+            self._send([json.dumps({"fds": ["request", *fds]}).encode()], [file, *fds.values()])
         finally:
             os.close(file)
-
-    def await_born(self) -> int:
-        """The pid of the sandbox's process 1, as we see it. It waits for `go`."""
-        return self._receive("make the sandbox's namespaces", BORN)[1]
-
-    def go(self) -> dict[str, Any]:
-        """Let it build its walls; returns what it says of them when PicoD starts."""
-        self._channel.sendall(GO)
         answer: dict[str, Any] = json.loads(self._receive("set the sandbox up")[0])
         return answer
+
+    def _send(self, message: list[bytes], fds: list[int]) -> None:
+        try:
+            socket.send_fds(self._channel, message, fds)
+        except OSError as exc:
+            raise StartFailed(f"the sandbox's process ended early: {exc.strerror}") from exc
 
     def _receive(self, step: str, expected: bytes | None = None) -> tuple[bytes, int]:
         self._channel.settimeout(max(0.001, self._deadline - time.monotonic()))

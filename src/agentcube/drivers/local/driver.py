@@ -170,10 +170,11 @@ class LocalDriver:
             self._resolve, spec.image, spec.environment, limiter=self._builds, abandon_on_cancel=True
         )
         async with self._alone(spec.id):
-            record = await self._in_thread(self._records.find, spec.id)
-            if record is not None and record.made and await self._in_thread(self._look, record) is Seen.ALIVE:
-                return self._sandbox(record)
-            await self._destroy(spec.id)
+            if self._records.folder(spec.id).exists():
+                record = await self._in_thread(self._records.find, spec.id)
+                if record is not None and record.made and self._look(record) is Seen.ALIVE:
+                    return self._sandbox(record)
+                await self._destroy(spec.id)
             try:
                 return await self._make(spec, image)
             except BaseException:

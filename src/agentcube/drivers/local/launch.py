@@ -71,6 +71,7 @@ class Launcher:
             id=spec.id,
             labels=dict(spec.labels),
             uid_base=uid_base,
+            cgroups={h.key: str(h.base / spec.id) for h in self.cgroups.hierarchies},
             facts=self._facts(),
             ports=[p.port for p in spec.ports],
         )
@@ -82,11 +83,16 @@ class Launcher:
             raise StartFailed(f"cannot start sandbox {spec.id}: {exc}") from exc
 
     def _launch(self, stack: ExitStack, record: Record, spec: SandboxSpec, image: ImageRoot) -> Record:
+        # The zygote's child makes its namespaces (about 4 ms) while we prepare what it is to be given.
         keep = _Descriptors(stack)
+        birth = stack.enter_context(Birth(self.zygote, _BIRTH_S))
         in_memory = self.workspaces.mechanism == "memory" or not self.identity.lends
         cgroup = self.cgroups.make(spec.id, spec.resources, workspace_in_memory=in_memory)
-        record = replace(record, cgroups=dict(cgroup.paths))
-        birth = stack.enter_context(Birth(self.zygote, _BIRTH_S))
+        pid = birth.await_unshared()
+        cgroup.attach(pid)
+        self._map(pid, record.uid_base)
+        birth.mapped(maps_root=self.identity.maps_root, off=self.off)
+
         fds = self._sockets(keep, spec.id)
         log = self.records.folder(spec.id) / LOG
         fds["log"] = keep(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
@@ -97,16 +103,12 @@ class Launcher:
             fds.update(self._lend(keep, record, spec, image, mounts))
         request = self._request(spec, image, mounts)
 
-        pid = birth.await_unshared()
-        cgroup.attach(pid)
-        self._map(pid, record.uid_base)
-        birth.send(request, fds)
         pid = birth.await_born()
         start = processes.start_ticks(pid)
         if start is None:
             raise StartFailed("the sandbox's first process ended at once")
         self.records.write(record.born(pid, start))
-        walls = birth.go()
+        walls = birth.go(request, fds)
         facts = {**record.facts, "landlock": str(walls["landlock"] or "none")}
         record = replace(record.born(pid, start), facts=facts, made=True)
         self.records.write(record)

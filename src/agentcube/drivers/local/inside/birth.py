@@ -3,9 +3,9 @@
 The other side is the launcher, on a SEQPACKET socket of this birth alone:
 
     child    `unshared`                       it is in a new user namespace
-    launcher {"fds": names} + descriptors     ids are mapped, it is in its control groups
+    launcher {"maps_root": …, "off": […]}     ids are mapped, it is in its control groups
     child    `born`                           this message comes from process 1
-    launcher `go`                             it is on record
+    launcher {"fds": names} + descriptors     it is on record; here is what it is to be
     child    {"landlock": …}                  the walls are up; PicoD starts
 
 or at any time {"error": text, "errno": n} from the child. End of file from the launcher means that it
@@ -29,7 +29,7 @@ from agentcube.drivers.local.inside.kernel import NODEV, NOSUID, RDONLY
 
 MESSAGE_BYTES_MAX = 64 * 1024
 DESCRIPTORS_MAX = 250  # SCM_MAX_FD is 253
-UNSHARED, BORN, GO = b"unshared", b"born", b"go"
+UNSHARED, BORN = b"unshared", b"born"
 
 _NAMESPACES = (
     kernel.CLONE_NEWNS
@@ -74,13 +74,17 @@ def begin(channel: socket.socket, program: bytes) -> None:
         os.umask(0o022)
         kernel.close_all_but({channel.fileno()})
         kernel.unshare(kernel.CLONE_NEWUSER, "make a user namespace")
-        request = _ask(channel)
-        if request.fields["maps_root"]:
+        channel.sendall(UNSHARED)
+        first = channel.recv(MESSAGE_BYTES_MAX)
+        if not first:
+            raise LauncherGone
+        terms = json.loads(first)
+        if terms["maps_root"]:
             confine.become_root_inside()
-        flags = _NAMESPACES | (0 if request.off("network") else kernel.CLONE_NEWNET)
+        flags = _NAMESPACES | (0 if "network" in terms["off"] else kernel.CLONE_NEWNET)
         kernel.unshare(flags, "make the sandbox's namespaces")
         if os.fork() == 0:
-            _live(channel, request, program)
+            _live(channel, program)
         status = 0
     except LauncherGone:
         pass
@@ -101,7 +105,7 @@ def tell_failure(channel: socket.socket, exc: BaseException) -> None:
 
 
 def _ask(channel: socket.socket) -> Request:
-    channel.sendall(UNSHARED)
+    channel.sendall(BORN)
     data, fds, _, _ = socket.recv_fds(channel, MESSAGE_BYTES_MAX, DESCRIPTORS_MAX, socket.MSG_CMSG_CLOEXEC)
     if not data:
         raise LauncherGone
@@ -111,14 +115,11 @@ def _ask(channel: socket.socket) -> Request:
         return Request(json.load(file), named)
 
 
-def _live(channel: socket.socket, request: Request, program: bytes) -> None:
+def _live(channel: socket.socket, program: bytes) -> None:
     """Process 1: build the walls from the inside, then be PicoD."""
-    fields = request.fields
     os.setsid()
-    channel.sendall(BORN)
-    if channel.recv(16) != GO:
-        raise LauncherGone
-    os.environ.clear()
+    request = _ask(channel)
+    fields = request.fields
     root.build(_root_plan(request))
     socket.sethostname(fields["hostname"])
     if not request.off("network"):

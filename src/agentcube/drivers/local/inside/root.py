@@ -192,6 +192,14 @@ def _devices(root: int, devices: dict[str, int]) -> None:
     _attach_in(root, pts, "/dev/pts")
 
 
+def _is_open_to_others(path: str) -> bool:
+    """Files that only their owner may open need no mask: the machine's root has no id in here."""
+    try:
+        return os.stat(path).st_mode & 0o006 != 0
+    except FileNotFoundError:
+        return False
+
+
 def _proc(root: int) -> None:
     # Not hidepid: PicoD has to find a process that made itself undumpable, in order to kill it. What
     # is readable of another's /proc/PID without hidepid (names, arguments, states) belongs to this
@@ -199,7 +207,7 @@ def _proc(root: int) -> None:
     proc = kernel.new_mount("proc", {}, NOSUID | NODEV | NOEXEC, "mount /proc")
     _attach_in(root, proc, "/proc")
     for name in _MASKED_FILES:
-        if os.path.lexists(f"proc/{name}"):
+        if _is_open_to_others(f"proc/{name}"):
             _attach_in(
                 root, kernel.open_tree("dev/null", f"mask /proc/{name}", recursive=False), f"/proc/{name}"
             )
