@@ -172,7 +172,7 @@ class ChunkedBody:
         return ProtocolError(self._status, detail)
 
 
-Body = Union[LengthBody, ChunkedBody, CloseBody]  # noqa: UP007  (evaluated at run time, by 3.9 too)
+Body = Union[LengthBody, ChunkedBody, CloseBody]
 
 
 def track(length: int, *, status: int = 400) -> Body:
