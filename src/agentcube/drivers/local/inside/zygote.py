@@ -44,8 +44,12 @@ def main() -> None:
 def _prepare(settings: dict[str, Any]) -> bytes:
     kernel.set_title(b"agentcube: sandbox")
     os.environ.clear()
-    for name in (*_ALSO, *settings["preload"]):
+    for name in _ALSO:
         importlib.import_module(name)
+    for name in settings["preload"]:
+        warm = getattr(importlib.import_module(name), "warm", None)
+        if warm is not None:
+            warm()
     program = seccomp.assemble(seccomp.instructions())
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps: what the parents of sandboxes leave
     signal.signal(signal.SIGINT, signal.SIG_IGN)
