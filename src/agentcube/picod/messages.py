@@ -1,0 +1,208 @@
+"""A request as handlers see it and the response as they write it. Bytes and flow, no routes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import time
+from typing import Any, Protocol
+from urllib.parse import parse_qsl, unquote_to_bytes
+
+from agentcube.http1 import REASONS, RequestHead, response_head
+from agentcube.picod.problems import PROBLEM_TYPE, Problem
+
+JSON_BYTES_MAX = 32 * 1024 * 1024  # 24 MiB of a file in base64; larger files come as multipart
+_JSON_IN_LOOP_MAX = 64 * 1024  # larger bodies are parsed and written in a worker thread
+_QUERY_FIELDS_MAX = 32
+_REQUEST_ID = re.compile(rb"[!-~]{1,128}")
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+class Exchange(Protocol):
+    """What a connection gives to the request in progress on it."""
+
+    @property
+    def reusable(self) -> bool:
+        """Whether another request can follow: the body of this one has come, whole and well-formed."""
+        ...
+
+    async def read_body(self) -> bytes:
+        """The next piece of the body, b"" at its end. Problem when it is malformed or stalls."""
+        ...
+
+    async def write(self, data: bytes) -> None:
+        """Send, waiting while the client is slow. ConnectionError when it is gone."""
+        ...
+
+
+class Request:
+    """One request. `path` is raw (percent-encoded); `id` is the client's request id, or one made here."""
+
+    def __init__(self, head: RequestHead, exchange: Exchange) -> None:
+        self.head = head
+        self.method = head.method.decode("ascii")
+        raw_path, _, self._query = head.target.partition(b"?")
+        self.path = raw_path.decode("ascii")
+        self._exchange = exchange
+        self.id = _request_id(head)
+
+    def query(self) -> dict[str, str]:
+        """The query's fields; bytes that are not UTF-8 survive as surrogates. Problem when malformed."""
+        try:
+            pairs = parse_qsl(
+                self._query.decode("ascii"),
+                keep_blank_values=True,
+                errors="surrogateescape",
+                max_num_fields=_QUERY_FIELDS_MAX,
+            )
+        except ValueError:
+            raise Problem("invalid", "malformed query") from None
+        return dict(pairs)
+
+    def tail(self, prefix: str) -> bytes:
+        """What follows `prefix` in the path, percent-decoded."""
+        return unquote_to_bytes(self.path[len(prefix) :])
+
+    async def body(self) -> bytes:
+        """The next piece of the body, b"" at its end."""
+        return await self._exchange.read_body()
+
+    async def json(self) -> dict[str, Any]:
+        """The whole body as a JSON object.
+
+        Raises:
+            Problem: `invalid` when it is none, `body_too_large` over `JSON_BYTES_MAX`.
+        """
+        if self.head.body > JSON_BYTES_MAX:
+            raise _json_too_large()
+        parts, size = [], 0
+        while True:
+            part = await self.body()
+            if not part:
+                break
+            parts.append(part)
+            size += len(part)
+            if size > JSON_BYTES_MAX:
+                raise _json_too_large()
+        data = b"".join(parts)
+        if size <= _JSON_IN_LOOP_MAX:
+            return _parse_object(data)
+        return await asyncio.get_running_loop().run_in_executor(None, _parse_object, data)
+
+
+class Response:
+    """Writes one response: `whole`/`json` in one go, or `begin` and then `write` exactly `length` bytes."""
+
+    def __init__(self, request: Request, exchange: Exchange) -> None:
+        self._request = request
+        self._exchange = exchange
+        self.begun = False
+        self.keep_alive = request.head.keep_alive
+        self._left = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether every announced byte was written."""
+        return self.begun and self._left == 0
+
+    async def json(self, members: dict[str, Any], status: int = 200) -> None:
+        """A JSON object as the whole response. Large ones are encoded in a worker thread."""
+        size = sum(len(value) for value in members.values() if isinstance(value, str))
+        if size <= _JSON_IN_LOOP_MAX:
+            data = _encode(members)
+        else:
+            data = await asyncio.get_running_loop().run_in_executor(None, _encode, members)
+        await self.whole(status, ((b"content-type", b"application/json"),), data)
+
+    async def problem(self, problem: Problem) -> None:
+        """The problem's document as the whole response."""
+        data = problem.document(self._request.path, self._request.id)
+        await self.whole(problem.status, ((b"content-type", PROBLEM_TYPE), *problem.headers), data)
+
+    async def whole(self, status: int, headers: tuple[tuple[bytes, bytes], ...], data: bytes) -> None:
+        """A response whose body is `data`."""
+        head = self._head(status, headers, len(data))
+        self._left = 0
+        await self._exchange.write(head if self._request.method == "HEAD" else head + data)
+
+    async def begin(self, status: int, headers: tuple[tuple[bytes, bytes], ...], length: int) -> bool:
+        """Send the head of a response of `length` bytes. False when it has no body to write (HEAD)."""
+        head = self._head(status, headers, length)
+        self._left = 0 if self._request.method == "HEAD" else length
+        await self._exchange.write(head)
+        return self._left > 0
+
+    async def write(self, data: bytes) -> None:
+        """Send a piece of the body that `begin` announced."""
+        assert len(data) <= self._left
+        self._left -= len(data)
+        await self._exchange.write(data)
+
+    def _head(self, status: int, headers: tuple[tuple[bytes, bytes], ...], length: int) -> bytes:
+        assert not self.begun
+        self.begun = True
+        self.keep_alive = self.keep_alive and self._exchange.reusable
+        own = [
+            (b"date", _date()),
+            (b"x-request-id", self._request.id.encode("ascii")),
+            (b"content-length", b"%d" % length),
+        ]
+        if not self.keep_alive:
+            own.append((b"connection", b"close"))
+        elif self._request.head.minor == 0:
+            own.append((b"connection", b"keep-alive"))
+        return response_head(status if status in REASONS else 500, (*own, *headers))
+
+
+def _request_id(head: RequestHead) -> str:
+    given = head.get(b"x-request-id") or b""
+    return given.decode("ascii") if _REQUEST_ID.fullmatch(given) else os.urandom(12).hex()
+
+
+def _parse_object(data: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as exc:
+        where = f" (line {exc.lineno}, column {exc.colno})" if isinstance(exc, json.JSONDecodeError) else ""
+        raise Problem("invalid", f"the body is no JSON{where}") from None
+    if not isinstance(value, dict):
+        raise Problem("invalid", "the body must be a JSON object")
+    return value
+
+
+def _encode(members: dict[str, Any]) -> bytes:
+    return json.dumps(members).encode("ascii")
+
+
+def _json_too_large() -> Problem:
+    limit = JSON_BYTES_MAX >> 20
+    return Problem(
+        "body_too_large", f"a JSON body may have {limit} MiB; send larger files as multipart/form-data"
+    )
+
+
+def http_date(seconds: float) -> bytes:
+    """RFC 9110 §5.6.7, whatever the locale."""
+    t = time.gmtime(seconds)
+    text = f"{_DAYS[t.tm_wday]}, {t.tm_mday:02} {_MONTHS[t.tm_mon - 1]} {t.tm_year:04}"
+    return f"{text} {t.tm_hour:02}:{t.tm_min:02}:{t.tm_sec:02} GMT".encode("ascii")
+
+
+_now: tuple[int, bytes] = (0, b"")
+
+
+def _date() -> bytes:
+    global _now
+    second = int(time.time())
+    if _now[0] != second:
+        _now = (second, http_date(second))
+    return _now[1]
+
+
+def rfc3339(seconds: float) -> str:
+    """UTC, to the microsecond."""
+    whole, micros = divmod(round(seconds * 1_000_000), 1_000_000)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{micros:06}Z"

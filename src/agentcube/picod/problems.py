@@ -1,0 +1,78 @@
+"""What PicoD reports on purpose, and how it looks on the wire (RFC 9457 problem documents).
+
+The codes are those of the other planes (`agentcube.errors`), spelled again: PicoD may run where
+nothing but itself and the standard library exists.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+PROBLEM_TYPE = b"application/problem+json"
+_PROBLEM_BASE = "https://agentcube.dev/problems/"
+
+# code: (status, title, retryable)
+_KNOWN: dict[str, tuple[int, str, bool]] = {
+    "invalid": (400, "Invalid request", False),
+    "unauthenticated": (401, "Authentication required", False),
+    "forbidden": (403, "Not allowed", False),
+    "not_found": (404, "Not found", False),
+    "file_not_found": (404, "File not found", False),
+    "no_command": (404, "No command", False),
+    "method_not_allowed": (405, "Method not allowed", False),
+    "request_timed_out": (408, "Request too slow", False),
+    "conflict": (409, "Conflict", False),
+    "body_too_large": (413, "Body too large", False),
+    "range_not_satisfiable": (416, "Range not satisfiable", False),
+    "limit_exceeded": (429, "Limit reached", True),
+    "internal": (500, "Internal error", False),
+    "start_failed": (503, "Sandbox did not start", False),
+    "unavailable": (503, "Unavailable", True),
+    "start_timed_out": (504, "Sandbox not ready in time", True),
+    "workspace_full": (507, "Workspace full", False),
+}
+
+
+class Problem(Exception):
+    """A request that cannot be served, and why.
+
+    `detail` is for people: it names the thing and, where there is one, the remedy; it never holds
+    a token. `context` are machine-readable facts that travel in the document. `headers` go on the
+    response. `status` replaces the code's own, for what the HTTP parser refuses.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        detail: str,
+        *,
+        status: int = 0,
+        headers: tuple[tuple[bytes, bytes], ...] = (),
+        **context: str | int | None,
+    ) -> None:
+        known_status, self.title, self.retryable = _KNOWN[code]
+        self.code = code
+        self.status = status or known_status
+        self.detail = detail
+        self.context = context
+        self.headers = headers
+        if self.status == 429 or (self.status == 503 and self.retryable):
+            self.headers += ((b"retry-after", b"1"),)
+        super().__init__(detail)
+
+    def document(self, instance: str, request_id: str) -> bytes:
+        """The body: the RFC's members, ours, and `error` (= detail), which existing clients print."""
+        members: dict[str, Any] = {
+            **self.context,
+            "type": _PROBLEM_BASE + self.code.replace("_", "-"),
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+            "instance": instance,
+            "code": self.code,
+            "retryable": self.retryable,
+            "request_id": request_id,
+            "error": self.detail,
+        }
+        return json.dumps(members).encode("ascii")

@@ -1,0 +1,177 @@
+"""Starts programs as the user and hears how they end. Shared by calls (`exec`) and the command."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+from collections.abc import Mapping, Sequence
+from typing import Callable
+
+from agentcube.picod import spawn
+from agentcube.picod.config import Config
+from agentcube.picod.problems import Problem
+from agentcube.picod.reaper import Reaper
+
+
+class Ending:
+    """How a program ended, or why it did not start; filled in once, then `done` is set."""
+
+    def __init__(self) -> None:
+        self.status: int | None = None  # as waitpid tells
+        self.failed: tuple[str, int] | None = None  # step of `spawn.STEPS`, errno
+        self.done = asyncio.Event()
+
+    def exit_code(self) -> int:
+        """As a shell would say it: 128+n for signal n, 127 and 126 for a program that did not start."""
+        if self.failed is not None:
+            return 127 if self.failed[1] in (2, 20) else 126  # ENOENT, ENOTDIR
+        if self.status is None:
+            return 137  # its guard was killed, which only SIGKILL does
+        if os.WIFSIGNALED(self.status):
+            return 128 + os.WTERMSIG(self.status)
+        return os.WEXITSTATUS(self.status)
+
+    def signal(self) -> int | None:
+        """The signal that ended it."""
+        if self.status is not None and os.WIFSIGNALED(self.status):
+            return os.WTERMSIG(self.status)
+        return None
+
+    def why_not_started(self, name: str) -> str:
+        """One line for people, "" when it did start."""
+        if self.failed is None:
+            return ""
+        step, number = self.failed
+        if step == "exec":
+            if number == 2 and "/" not in name:
+                return f"{name}: command not found"
+            return f"{name}: cannot execute: {os.strerror(number)}"
+        return f"{name}: cannot start: {os.strerror(number)} (step {step})"
+
+
+class Child:
+    """A started program: its pid (the guard's when guarded) and its ending."""
+
+    def __init__(self, pid: int, ending: Ending) -> None:
+        self.pid = pid
+        self.ending = ending
+        self.gone = False  # reaped: the pid may be somebody else's now
+
+
+class Starter:
+    """Owns what every start needs: who the user is, /dev/null, the reaper.
+
+    `started` is called after each start (the meter wakes up then).
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, config: Config, reaper: Reaper) -> None:
+        self._loop = loop
+        self._reaper = reaper
+        self._null = os.open("/dev/null", os.O_RDWR)
+        self._workspace = os.fsencode(config.workspace)
+        self._identity = _identity(config)
+        self.started: Callable[[], None] = lambda: None
+        self.guards: set[int] = set()
+
+    def program(self, argv: Sequence[str], env: Mapping[str, str], working_dir: str) -> spawn.Program:
+        """As exec wants it. `working_dir` is relative to the workspace or absolute in the sandbox."""
+        return spawn.Program(
+            argv=tuple(_encode(item) for item in argv),
+            env={_encode(key): _encode(value) for key, value in env.items()},
+            working_dir=os.path.join(self._workspace, _encode(working_dir)),
+        )
+
+    def start(
+        self, program: spawn.Program, *, stdin: int | None, stdout: int, stderr: int, guarded: bool
+    ) -> Child:
+        """Start `program` on these descriptors, which stay the caller's.
+
+        Raises:
+            Problem: `unavailable` when the sandbox has no room for another process.
+        """
+        report, report_w = os.pipe()
+        try:
+            stdio = (self._null if stdin is None else stdin, stdout, stderr)
+            pid = spawn.spawn(program, self._identity, stdio, report_w, guarded=guarded)
+        except OSError as exc:
+            os.close(report)
+            raise Problem("unavailable", f"cannot start another process: {exc.strerror}") from exc
+        finally:
+            os.close(report_w)
+        child = Child(pid, Ending())
+        if guarded:
+            self.guards.add(pid)
+        self._listen(child, report, guarded=guarded)
+        self.started()
+        return child
+
+    def _listen(self, child: Child, report: int, *, guarded: bool) -> None:
+        """Fill in the ending: from the guard's record, or else from the child's own status."""
+        ending = child.ending
+        os.set_blocking(report, False)
+        listening = True
+
+        def on_report() -> None:
+            nonlocal listening
+            try:
+                record = os.read(report, spawn.RECORD.size)
+            except BlockingIOError:
+                return
+            if record:
+                kind, first, second = spawn.RECORD.unpack(record)
+                if kind == spawn.FAILED:
+                    ending.failed = (spawn.STEPS[first], second)
+                elif kind == spawn.EXITED:
+                    ending.status = first
+                    ending.done.set()
+                return
+            listening = False
+            self._loop.remove_reader(report)
+            os.close(report)
+            if guarded or ending.failed is not None:
+                ending.done.set()
+
+        def on_exit(status: int) -> None:
+            child.gone = True
+            self.guards.discard(child.pid)
+            if not guarded:
+                if listening:
+                    on_report()  # why it did not start comes before how it ended
+                ending.status = status
+                ending.done.set()
+
+        self._loop.add_reader(report, on_report)
+        self._reaper.watch(child.pid, on_exit)
+
+
+def _encode(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _identity(config: Config) -> spawn.Identity:
+    """Call before PicoD raises limits of its own: the user keeps those PicoD was started with."""
+    rlimits = [(resource.RLIMIT_CORE, 0, 0)]
+    rlimits.append((resource.RLIMIT_NOFILE, *resource.getrlimit(resource.RLIMIT_NOFILE)))
+    limits = config.limits
+    if limits.mode == "rlimit":
+        if limits.pids_max:
+            rlimits.append((resource.RLIMIT_NPROC, limits.pids_max, limits.pids_max))
+        if limits.memory_bytes:
+            # Private writable memory of one process (Linux 4.7). Not RLIMIT_AS: runtimes such as
+            # V8 and Go reserve many gigabytes of addresses that they never use.
+            rlimits.append((resource.RLIMIT_DATA, limits.memory_bytes, limits.memory_bytes))
+    return spawn.Identity(
+        ids=None if config.single_uid or os.geteuid() != 0 else (config.uid, config.gid),
+        cgroup_fds=config.cgroup_fds,
+        rlimits=tuple(rlimits),
+        reset_oom_score=_oom_score() != 0,
+    )
+
+
+def _oom_score() -> int:
+    try:
+        with open("/proc/self/oom_score_adj", "rb") as file:
+            return int(file.read())
+    except OSError:
+        return 0
