@@ -19,21 +19,20 @@ from agentcube.manager.service import Sessions
 from agentcube.manager.settings import ManagerSettings
 from agentcube.manager.templates import TemplatePolicy
 from agentcube.manager.watch import Watch
+from agentcube.model.ids import SessionId
 from agentcube.model.lifecycle import Phase, Trigger
 from agentcube.model.session import Session
+from agentcube.model.template import TemplateKey
 from agentcube.ports.clock import Clock, SystemClock
 from agentcube.ports.driver import SandboxDriver
 from agentcube.ports.store import Store
-from agentcube.ports.tokens import Signer
+from agentcube.ports.tokens import Signer, Subject
 
 log = structlog.get_logger(__name__)
 
 
 class Service:
-    """What the API and the Router may ask of the manager.
-
-    `sessions` implements `ports.control.ControlPlane`.
-    """
+    """What the API and the Router may ask of the manager. Implements `ports.control.ControlPlane`."""
 
     def __init__(
         self, store: Store, sessions: Sessions, catalog: Catalog, pools: Pools, admission: Admission
@@ -43,6 +42,15 @@ class Service:
         self._store = store
         self._pools = pools
         self._admission = admission
+
+    async def create_for(self, template: TemplateKey, subject: Subject) -> Session:
+        return await self.sessions.create_for(template, subject)
+
+    async def wake(self, id: SessionId) -> Session:
+        return await self.sessions.wake(id)
+
+    async def suspect(self, id: SessionId) -> Session:
+        return await self.sessions.suspect(id)
 
     async def pools(self) -> list[PoolReport]:
         """The warm pools as they stand."""
