@@ -1,0 +1,315 @@
+"""The answer to the request under way: relayed from the upstream, or made here.
+
+`Answering` is a client's connection seen from the upstream and from `slow`; reading requests is
+`client`'s. What begins with `_` and belongs to one exchange is set anew by each request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from agentcube import http1
+from agentcube.errors import AgentCubeError, Unreachable
+from agentcube.router import heads, problems, slow
+from agentcube.router.downstream import Downstream
+from agentcube.wire.names import REQUEST_ID_HEADER, SESSION_HEADER
+
+if TYPE_CHECKING:
+    from agentcube.router.engine import Engine
+    from agentcube.router.heads import Answer, Request
+    from agentcube.router.resolve import Destination
+    from agentcube.router.sessions import Entry
+    from agentcube.router.upstream import Upstream
+
+REQUEST_ID_LINE = REQUEST_ID_HEADER.encode() + b": "
+_CLOSE_LINE = b"Connection: close"
+
+
+class State(Enum):
+    """What the next byte from the client is."""
+
+    HEAD = 1  # of a request's head
+    RESOLVE = 2  # held: its request waits for a session or connection
+    BODY = 3  # of the body of the request under way
+    WAIT = 4  # of the request after the one under way
+    TUNNEL = 5  # nobody's business
+    LINGER = 6  # dropped: the answer is out and the connection is closing
+    DEAD = 7
+
+
+_HEAD, _RESOLVE, _BODY, _WAIT = State.HEAD, State.RESOLVE, State.BODY, State.WAIT
+_TUNNEL, _LINGER, _DEAD = State.TUNNEL, State.LINGER, State.DEAD
+
+
+class Answering(Downstream):
+    """A client's connection and the exchange under way on it.
+
+    `entry` is None for the manager's exchanges, and for all until the session is known.
+    """
+
+    __slots__ = (
+        "_answered",
+        "_body",
+        "_closing",
+        "_destination",
+        "_eof_at",
+        "_in_exchange",
+        "_passed",
+        "_retried",
+        "_searched",
+        "_state",
+        "_tunnel_eofs",
+        "_upstream",
+        "entry",
+        "request",
+    )
+
+    request: Request
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        self.entry: Entry | None = None
+        self._state = _HEAD
+        self._searched = 0  # how much of what is held is known not to end a head
+        self._body: http1.Body | None = None  # None: the request has none
+        self._passed = 0  # bytes of the body that passed
+        self._destination: Destination | None = None
+        self._upstream: Upstream | None = None
+        self._in_exchange = False
+        self._answered = False  # the final response's head is out
+        self._closing = False  # after this exchange
+        self._retried = False
+        self._eof_at = 0.0
+        self._tunnel_eofs = 0
+
+    def _continue(self) -> None:
+        """Begin the next request, if its bytes are held and its answer could be written."""
+        raise NotImplementedError
+
+    def forward(self, destination: Destination, upstream: Upstream) -> None:
+        """Send the exchange that was held for `slow`; the connection goes to the pool if it is over."""
+        raise NotImplementedError
+
+    def attach(self, entry: Entry) -> None:
+        """The exchange is of this session: count it in, and name the session in every answer.
+
+        Raises:
+            LimitExceeded: too many of its requests are in flight.
+        """
+        if self.entry is None:
+            self.entry = entry
+            self.engine.admit(entry)
+
+    def _note_flow(self, idle_s: float) -> None:
+        self.deadline = self.engine.now + idle_s
+        if self.entry is not None:
+            self.engine.activity.note(self.entry.id)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the whole request has been sent on."""
+        return self._state is _WAIT
+
+    def give_back(self, upstream: Upstream) -> None:
+        """Put a connection that is between two requests where the next one finds it."""
+        upstream.pool.give(upstream, self.engine.now)
+
+    # The answer, as the upstream reports it.
+
+    def on_interim(self, answer: Answer) -> None:
+        """A 1xx passes on, but not to HTTP/1.0, which has none."""
+        if self.request.minor == 1:
+            self.transport.write(b"\r\n".join((*answer.lines, b"", b"")))
+        self._note_flow(self.engine.settings.first_byte_timeout_s)
+
+    def on_answer(self, answer: Answer, body: bytes) -> None:
+        """The final response's head, and what came of its body."""
+        self._answered = True
+        if answer.body == http1.UNTIL_CLOSE or self._state is not _WAIT or self.engine.draining:
+            self._closing = True
+        lines = answer.lines
+        if self._closing:
+            lines.append(_CLOSE_LINE)
+        self._write_answer(lines, body)
+        self._note_flow(self.engine.settings.stream_idle_timeout_s)
+
+    def _write_answer(self, lines: list[bytes], body: bytes) -> None:
+        if self.entry is not None:
+            lines.append(self.entry.answer_line)
+        lines += (REQUEST_ID_LINE + self.request.id, b"", body)
+        self.transport.write(b"\r\n".join(lines))
+
+    def relay(self, data: bytes) -> None:
+        """Bytes of the response's body, or of the tunnel."""
+        self.transport.write(data)
+        self._note_flow(self.engine.settings.stream_idle_timeout_s)
+
+    def on_answer_end(self) -> None:
+        """The response is whole."""
+        self._upstream = None
+        self._finish_exchange()
+
+    def on_switch(self, answer: Answer, rest: bytes) -> None:
+        """A 101 was agreed on: from here on bytes pass unread, both ways."""
+        self._answered = True
+        self._state = _TUNNEL
+        assert self._upstream is not None
+        assert answer.upgrade is not None
+        self._write_answer([*answer.lines, b"Connection: Upgrade", b"Upgrade: " + answer.upgrade], rest)
+        early = self.take_held()
+        if early:
+            self._upstream.write(early)
+        self._note_flow(self.engine.settings.tunnel_idle_timeout_s)
+        if self._eof_at:
+            self._upstream.end()
+            self._tunnel_eofs = 1
+
+    def on_tunnel_eof(self) -> None:
+        """The upstream will send no more."""
+        if not self.transport.is_closing() and self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._count_tunnel_eof()
+
+    def _count_tunnel_eof(self) -> bool:
+        """Whether the client's connection must stay open; it ends when both sides are through."""
+        self._tunnel_eofs += 1
+        if self._tunnel_eofs < 2:
+            return True
+        self.transport.close()
+        return False
+
+    def on_bad_answer(self, error: http1.ProtocolError) -> None:
+        """The upstream broke HTTP/1.1."""
+        self.refuse(problems.BadAnswer(error.detail))
+
+    def on_upstream_lost(self, upstream: Upstream) -> None:
+        """The upstream's connection ended before its answer did."""
+        self._upstream = None
+        destination = self._destination
+        assert destination is not None
+        if self._state is _TUNNEL:
+            self._state = _DEAD
+            self.transport.close()
+        elif self._answered:
+            self.abort()  # a clean end would make half an answer look whole
+        elif upstream.reused and not upstream.heard and self.request.repeatable and not self._retried:
+            # Its server closed it while the request was on its way (RFC 9112 §9.3.1).
+            self._retried = True
+            self._state = _RESOLVE
+            self.engine.waiting += 1
+            self.engine.spawn(slow.serve(self.engine, self, self.request, destination), "retry")
+        else:
+            if not upstream.reused and destination.entry is not None:
+                self.engine.spawn(slow.suspect(self.engine, destination.entry), "suspect")
+            self.refuse(Unreachable("the sandbox closed the connection without an answer"))
+
+    # Answers of our own, and endings.
+
+    def refuse(self, error: AgentCubeError) -> None:
+        """Answer with a problem; if an answer has begun, break it off. No error when it is too late."""
+        if self._state is _DEAD or self._state is _LINGER:
+            return
+        if self._answered:
+            self.abort()
+            return
+        if not self._body_is_here():
+            self._closing = True
+        self._answer_problem(error)
+        self._finish_exchange()
+
+    def refuse_unread(self, error: AgentCubeError) -> None:
+        """Answer with a problem and read no more of what the client sends."""
+        if self._answered and self._in_exchange:
+            self.abort()
+            return
+        self._closing = True
+        if not self._in_exchange:
+            self.request = heads.unread_request(self.engine.next_id())
+            self.entry = None
+        self._answer_problem(error)
+        self._state = _BODY  # whatever it was: more may come, and nobody will read it
+        self._finish_exchange()
+
+    def respond(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        """Answer a request that `slow` holds with something made here."""
+        if self._state is not _RESOLVE:
+            return
+        if not self._body_is_here():
+            self._closing = True
+        whole = http1.response(status, [*headers, *self._own_headers()], body)
+        self.transport.write(whole[: -len(body)] if self.request.method == b"HEAD" and body else whole)
+        self._finish_exchange()
+
+    def _answer_problem(self, error: AgentCubeError) -> None:
+        status, headers, body = problems.render(error, self.request)
+        whole = http1.response(status, [*headers, *self._own_headers()], body)
+        self.transport.write(whole[: -len(body)] if self.request.method == b"HEAD" else whole)
+
+    def _own_headers(self) -> list[tuple[bytes, bytes]]:
+        headers = [(REQUEST_ID_HEADER.encode(), self.request.id)]
+        if self.entry is not None:
+            headers.append((SESSION_HEADER.encode(), self.entry.id.encode("ascii")))
+        if self._closing:
+            headers.append((b"connection", b"close"))
+        return headers
+
+    def _body_is_here(self) -> bool:
+        """Whether nothing of the request is still to come; then it is no longer held either."""
+        body = self._body
+        if self._state is not _RESOLVE or body is None:
+            return self._state is _WAIT or self._state is _RESOLVE
+        held = self.take_held()
+        try:
+            taken = body.feed(held)
+        except http1.ProtocolError:
+            return False
+        if body.done and taken < len(held):
+            self.hold(held[taken:])
+        return body.done
+
+    def _finish_exchange(self) -> None:
+        """Go on to the next request, or close."""
+        self._end_exchange()
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None:
+            upstream.abandon()
+        now, settings = self.engine.now, self.engine.settings
+        if not self._closing:
+            self._state = _HEAD
+            self._searched = 0
+            self.deadline = now + settings.keep_alive_timeout_s
+            self.hold_reading(False)
+            if self.held:
+                # Not by a call: a read may hold thousands of requests, and the stack has an end.
+                asyncio.get_running_loop().call_soon(self._continue)
+        elif self._state is _WAIT and not self.held:
+            self._state = _DEAD
+            self.deadline = now + settings.body_idle_timeout_s  # for a client that does not read
+            self.transport.close()
+        else:
+            self._state = _LINGER
+            unsent = self.transport.get_write_buffer_size() > 0
+            self.deadline = now + (settings.body_idle_timeout_s if unsent else settings.linger_timeout_s)
+            self.shut()
+
+    def _end_exchange(self) -> None:
+        """Count the exchange out. Once per exchange, whatever became of it."""
+        if not self._in_exchange:
+            return
+        self._in_exchange = False
+        self.engine.in_flight -= 1
+        if self.entry is not None:
+            self.entry.in_flight -= 1
+            self.engine.activity.note(self.entry.id)
+        if self.engine.draining:
+            self.engine.changed.set()
+
+    def abort(self) -> None:
+        """Break the connection off, and the upstream's with it."""
+        self._state = _DEAD
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None:
+            upstream.abandon()
+        self.reset()

@@ -1,0 +1,98 @@
+"""From an `Endpoint`, which is data, to a connected transport."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+from collections.abc import Callable
+from typing import TypeVar
+
+from agentcube.errors import Unreachable
+from agentcube.model.sandbox import Endpoint
+from agentcube.router.problems import ConnectTimedOut
+from agentcube.wire import control
+
+P = TypeVar("P", bound=asyncio.Protocol)
+
+_REPLY_BYTES = 64  # `-`, an errno name and a newline are far shorter
+
+
+async def dial(endpoint: Endpoint, factory: Callable[[], P], *, timeout_s: float) -> P:
+    """A new protocol of `factory`, connected to `endpoint`.
+
+    Raises:
+        Unreachable: refused, or the sandbox is not there.
+        ConnectTimedOut: no answer within `timeout_s`.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await _connect(endpoint, factory)
+    except TimeoutError:
+        raise ConnectTimedOut("the sandbox did not accept a connection in time") from None
+    except OSError as error:
+        name = errno.errorcode.get(error.errno or 0, "unknown")
+        raise Unreachable("the sandbox refused the connection", reason=name) from None
+
+
+async def _connect(endpoint: Endpoint, factory: Callable[[], P]) -> P:
+    loop = asyncio.get_running_loop()
+    match endpoint.scheme:
+        case "unix":
+            _, protocol = await loop.create_unix_connection(factory, endpoint.path)
+        case "tcp":
+            _, protocol = await loop.create_connection(factory, endpoint.host, endpoint.port)
+        case "passed":
+            passed = await _receive(loop, endpoint)
+            try:
+                _, protocol = await loop.create_connection(factory, sock=passed)
+            except BaseException:
+                passed.close()
+                raise
+        case _:
+            raise OSError(errno.EPROTONOSUPPORT, "unknown scheme of endpoint")
+    return protocol
+
+
+async def _receive(loop: asyncio.AbstractEventLoop, endpoint: Endpoint) -> socket.socket:
+    """The connected socket that the sandbox's control socket hands out (`agentcube.wire.control`)."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asker:
+        asker.setblocking(False)
+        await loop.sock_connect(asker, endpoint.path)
+        await loop.sock_sendall(asker, control.DIAL % endpoint.port)
+        await _readable(loop, asker)
+        # One descriptor at most: whatever else a hostile sandbox attaches, the kernel drops.
+        reply, descriptors, _, _ = socket.recv_fds(asker, _REPLY_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
+    if not descriptors:
+        name = reply[1:].strip().decode("ascii", "replace") if reply[:1] == control.REFUSED else "EPROTO"
+        raise OSError(getattr(errno, name, errno.ECONNREFUSED), "the sandbox did not pass a socket")
+    return _checked(descriptors[0], reply)
+
+
+def _checked(descriptor: int, reply: bytes) -> socket.socket:
+    try:
+        passed = socket.socket(fileno=descriptor)
+    except OSError:
+        os.close(descriptor)
+        raise
+    internet = passed.family in (socket.AF_INET, socket.AF_INET6)
+    if reply != control.GRANTED or not internet or passed.type != socket.SOCK_STREAM:
+        passed.close()
+        raise OSError(errno.EPROTO, "the sandbox passed something that is not a TCP socket")
+    passed.setblocking(False)
+    return passed
+
+
+async def _readable(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
+    ready: asyncio.Future[None] = loop.create_future()
+
+    def wake() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    loop.add_reader(sock, wake)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(sock)

@@ -1,0 +1,206 @@
+"""The side towards a sandbox (or the manager): one connection, used by one client at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, cast
+
+from agentcube import http1
+from agentcube.router.heads import Reader
+
+if TYPE_CHECKING:
+    from agentcube.router.answering import Answering
+    from agentcube.router.heads import Answer
+    from agentcube.router.pool import Pool
+
+
+class Upstream(asyncio.Protocol):
+    """A connection to an endpoint, and the answer that is arriving on it.
+
+    `client` is None exactly while the connection idles or is over. `reused` and `heard` decide
+    whether a request that got no answer may be sent again.
+    """
+
+    __slots__ = (
+        "_body",
+        "_head",
+        "_keep",
+        "_paused",
+        "_reader",
+        "_tunnel",
+        "client",
+        "closing",
+        "heard",
+        "idle_since",
+        "pool",
+        "reused",
+        "transport",
+    )
+
+    transport: asyncio.Transport
+
+    def __init__(self, pool: Pool, reader: Reader) -> None:
+        self.pool = pool
+        self.client: Answering | None = None
+        self.reused = False  # it has carried a whole exchange before
+        self.heard = False  # a byte of the answer has come
+        self.closing = False
+        self.idle_since = 0.0
+        self._reader = reader
+        self._head = b""  # an incomplete head
+        self._body: http1.Body | None = None  # of the answer whose head has passed
+        self._keep = False
+        self._tunnel = False
+        self._paused = False
+
+    # From the client's side.
+
+    def begin(self, client: Answering) -> None:
+        """Serve `client` from now on; it writes its request next."""
+        self.client = client
+        self.heard = False
+        self._body = None
+
+    def write(self, data: bytes) -> None:
+        """Send bytes of the request or tunnel."""
+        self.transport.write(data)
+
+    def pause(self) -> None:
+        """Stop reading: the client does not keep up."""
+        if not self._paused and not self.closing:
+            self._paused = True
+            self.transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read on."""
+        if self._paused and not self.closing:
+            self._paused = False
+            self.transport.resume_reading()
+
+    def end(self) -> None:
+        """The client is through its side of a tunnel."""
+        if not self.closing and self.transport.can_write_eof():
+            self.transport.write_eof()
+
+    def close(self) -> None:
+        """Close after what was written has been sent."""
+        self.closing = True
+        self.transport.close()
+
+    def abandon(self) -> None:
+        """Drop the connection at once; its client hears no more of it."""
+        self.client = None
+        self.closing = True
+        self.transport.abort()
+
+    # From the event loop.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        client = self.client
+        if client is None:
+            # Nobody asked: whatever it is, it would be taken for the next request's answer.
+            self.abandon()
+        elif self._tunnel:
+            client.relay(data)
+        elif self._body is not None:
+            self._on_body(client, self._body, data)
+        else:
+            self.heard = True
+            self._on_head(client, data)
+
+    def _on_head(self, client: Answering, data: bytes) -> None:
+        searched = len(self._head)
+        if searched:
+            data = self._head + data
+        try:
+            while True:
+                end = http1.response_end(data, searched)
+                if end < 0:
+                    self._head = data
+                    return
+                searched = 0
+                answer = self._reader.answer(data[:end], client.request, own_session=client.entry is not None)
+                data = data[end:]
+                if answer.status >= 200 or answer.status == 101:
+                    break
+                client.on_interim(answer)
+            self._head = b""
+            if answer.status == 101:
+                self._on_switch(client, answer, data)
+            else:
+                self._on_answer(client, answer, data)
+        except http1.ProtocolError as error:
+            client.on_bad_answer(error)
+
+    def _on_answer(self, client: Answering, answer: Answer, rest: bytes) -> None:
+        self._keep = answer.keep_alive
+        length = answer.body
+        if 0 <= length <= len(rest):
+            client.on_answer(answer, rest[:length] if length else b"")
+            self._finish(client, clean=length == len(rest))
+            return
+        body = http1.track(length, status=502)
+        taken = body.feed(rest)
+        client.on_answer(answer, rest[:taken])
+        if body.done:
+            self._finish(client, clean=taken == len(rest))
+        else:
+            self._body = body
+
+    def _on_body(self, client: Answering, body: http1.Body, data: bytes) -> None:
+        try:
+            taken = body.feed(data)
+        except http1.ProtocolError as error:
+            client.on_bad_answer(error)
+            return
+        client.relay(data if taken == len(data) else data[:taken])
+        if body.done:
+            self._finish(client, clean=taken == len(data))
+
+    def _on_switch(self, client: Answering, answer: Answer, rest: bytes) -> None:
+        asked = client.request.upgrade
+        if asked is None or answer.upgrade is None or not client.whole:
+            raise http1.ProtocolError(502, "the sandbox switched protocols unasked")
+        if not http1.options(answer.upgrade) <= http1.options(asked):
+            raise http1.ProtocolError(502, "the sandbox switched to a protocol that was not offered")
+        self._tunnel = True
+        client.on_switch(answer, rest)
+
+    def _finish(self, client: Answering, *, clean: bool) -> None:
+        """The answer is whole. `clean`: nothing came behind it."""
+        self.client = None
+        self._body = None
+        if clean and self._keep and client.whole and not self.closing:
+            self.resume()
+            self.reused = True
+            client.give_back(self)
+        else:
+            self.close()
+        client.on_answer_end()
+
+    def pause_writing(self) -> None:
+        if self.client is not None:
+            self.client.hold_reading(True)
+
+    def resume_writing(self) -> None:
+        if self.client is not None:
+            self.client.hold_reading(False)
+
+    def eof_received(self) -> bool:
+        if self._tunnel and self.client is not None:
+            self.client.on_tunnel_eof()
+            return True
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closing = True
+        client, self.client = self.client, None
+        if client is None:
+            self.pool.drop(self)
+        elif self._body is not None and isinstance(self._body, http1.CloseBody) and exc is None:
+            client.on_answer_end()
+        else:
+            client.on_upstream_lost(self)
