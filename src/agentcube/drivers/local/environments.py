@@ -41,10 +41,13 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Environment:
-    """One environment. `path` is None until it is built for this Python."""
+    """One environment. `path` is None until it is built for this Python; `folder` is what relative paths
+    in `requirements` start from.
+    """
 
     name: str
     requirements: str
+    folder: str
     path: Path | None
 
 
@@ -61,7 +64,7 @@ class Environments:
 
     def list(self) -> Sequence[Environment]:
         """`default` and all that were created, by name."""
-        defined = {path.stem for path in self._root.glob("*.txt") if _NAME.fullmatch(path.stem)}
+        defined = {path.stem for path in self._root.glob("*.json") if _NAME.fullmatch(path.stem)}
         return [self._environment(name) for name in sorted(defined | {DEFAULT})]
 
     def find(self, name: str) -> Path | None:
@@ -96,8 +99,9 @@ class Environments:
         if name == DEFAULT:
             raise Invalid(f"environment {DEFAULT!r} is built in: choose another name")
         requirements = _read_requirements(requirements_file)
-        path = self._build(name, requirements, requirements_file.resolve().parent, progress)
-        _write_whole(self._root / f"{name}.txt", requirements)
+        folder = str(requirements_file.resolve().parent)
+        path = self._build(name, requirements, folder, progress)
+        _write_whole(self._root / f"{name}.json", {"requirements": requirements, "folder": folder})
         return path
 
     def ensure(self, name: str, progress: Progress | None = None) -> Path:
@@ -108,25 +112,31 @@ class Environments:
             StartFailed: it could not be built; says why and what to do.
         """
         environment = self._environment(name)
-        return environment.path or self._build(name, environment.requirements, None, progress)
+        return environment.path or self._build(name, environment.requirements, environment.folder, progress)
 
     def _environment(self, name: str) -> Environment:
         _check_name(name)
-        if name == DEFAULT:
-            requirements = DEFAULT_REQUIREMENTS
-        else:
-            try:
-                requirements = (self._root / f"{name}.txt").read_text()
-            except FileNotFoundError:
-                raise NotFound(
-                    f"no Python environment {name!r}: make it with "
-                    f"'agentcube env create {name} --requirements FILE'",
-                    environment=name,
-                ) from None
+        requirements, folder = (DEFAULT_REQUIREMENTS, "") if name == DEFAULT else self._definition(name)
         path = self._root / _key(name, requirements)
-        return Environment(name=name, requirements=requirements, path=path if path.is_dir() else None)
+        found = path if path.is_dir() else None
+        return Environment(name=name, requirements=requirements, folder=folder, path=found)
 
-    def _build(self, name: str, requirements: str, folder: Path | None, progress: Progress | None) -> Path:
+    def _definition(self, name: str) -> tuple[str, str]:
+        path = self._root / f"{name}.json"
+        try:
+            definition = json.loads(path.read_text())
+            return str(definition["requirements"]), str(definition["folder"])
+        except FileNotFoundError:
+            raise NotFound(
+                f"no Python environment {name!r}: make it with 'agentcube env create {name} --requirements FILE'",
+                environment=name,
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError) as exc:
+            raise Invalid(
+                f"the definition of environment {name!r} is damaged: create it again ({path})"
+            ) from exc
+
+    def _build(self, name: str, requirements: str, folder: str, progress: Progress | None) -> Path:
         say = progress or (lambda line: None)
         final = self._root / _key(name, requirements)
         self._root.mkdir(parents=True, exist_ok=True)
@@ -141,7 +151,7 @@ class Environments:
                     temporary / "env",
                     requirements,
                     mounted_at=MOUNTED_AT,
-                    folder=folder,
+                    folder=Path(folder) if folder else None,
                     wheels_only=name == DEFAULT,
                     say=say,
                 )
@@ -150,7 +160,9 @@ class Environments:
                     "python": platform.python_version(),
                     "requirements": requirements,
                 }
-                (temporary / "env/agentcube.json").write_text(json.dumps(description, indent=1) + "\n")
+                note = temporary / "env/agentcube.json"
+                note.write_text(json.dumps(description, indent=1) + "\n")
+                note.chmod(0o644)
                 os.rename(temporary / "env", final)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -182,9 +194,9 @@ def _read_requirements(path: Path) -> str:
         raise Invalid(f"cannot read requirements file {path}: {reason}") from exc
 
 
-def _write_whole(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".txt.new")
-    temporary.write_text(text)
+def _write_whole(path: Path, definition: dict[str, str]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(definition, indent=1) + "\n")
     os.replace(temporary, path)
 
 

@@ -133,20 +133,27 @@ def _install(target: Path, requirements: str, folder: Path | None, wheels_only: 
     code = _stream(command, folder or target.parent, lines, say)
     if code == 0:
         return
-    reason = next((line for line in reversed(lines) if "ERROR" in line or "error:" in line), "") or (
-        lines[-1] if lines else f"exit status {code}"
-    )
-    text = "\n".join(lines)
-    if any(mark in text for mark in _OFFLINE):
-        raise StartFailed(
-            f"cannot reach the package index: {reason}: check the network and 'pip config list' "
-            "(PIP_INDEX_URL, a proxy, or --find-links to a folder of wheels)"
+    raise _failure(lines or [f"exit status {code}"])
+
+
+def _failure(lines: list[str]) -> Invalid | StartFailed:
+    """What pip's words mean for the person who asked."""
+    if offline := _line_with(lines, *_OFFLINE):
+        return StartFailed(
+            f"cannot reach the package index: {offline}: check the network and 'pip config list' "
+            "(PIP_INDEX_URL, a proxy, or PIP_FIND_LINKS with a folder of wheels)"
         )
-    if any(mark in text for mark in _NOT_FOUND):
-        raise Invalid(
+    reason = _line_with(lines, "ERROR", "error:") or lines[-1]
+    if _line_with(lines, *_NOT_FOUND):
+        return Invalid(
             f"a requirement cannot be installed: {reason}: check its spelling, version and platform"
         )
-    raise StartFailed(f"pip failed: {reason}")
+    return StartFailed(f"pip failed: {reason}")
+
+
+def _line_with(lines: list[str], *marks: str) -> str:
+    """The last line with one of `marks` in it; "" when there is none."""
+    return next((line for line in reversed(lines) if any(mark in line for mark in marks)), "")
 
 
 def _stream(command: Sequence[str], cwd: Path, lines: list[str], say: Say) -> int:
