@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -31,21 +32,21 @@ class Health:
 
 async def health(sock: socket.socket) -> Health:
     """PicoD's health. Takes the socket over. Raises Unreachable, SandboxTimedOut, DriverFailed."""
-    status, body = await _call(sock, b"GET", b"/health", timeout_s=_CALL_S)
+    status, body = await call(sock, b"GET", b"/health", timeout_s=_CALL_S)
     if status != 200 or not isinstance(body.get("sandbox_id"), str):
         raise DriverFailed(f"PicoD answered {status} to a health question")
     return Health(SandboxId(body["sandbox_id"]), body.get("bound") is True)
 
 
-async def bind(sock: socket.socket, token: str) -> None:
-    """Bind the sandbox to the session in `token`. Takes the socket over.
+async def bind(sock: socket.socket, token: str, env: Mapping[str, str]) -> None:
+    """Bind the sandbox to the session in `token`, with the session's own `env`. Takes the socket over.
 
     Raises:
         Conflict: it belongs to another session.
         DriverFailed: PicoD refused the token.
         Unreachable, SandboxTimedOut: no answer.
     """
-    status, body = await _call(sock, b"POST", b"/bind", {"token": token}, timeout_s=_CALL_S)
+    status, body = await call(sock, b"POST", b"/bind", {"token": token, "env": dict(env)}, timeout_s=_CALL_S)
     if status == 409:
         raise Conflict("the sandbox is bound to another session")
     if status != 200:
@@ -62,7 +63,7 @@ async def ready(sock: socket.socket, timeout: timedelta) -> None:
     """
     seconds = max(0.001, timeout.total_seconds())
     try:
-        status, body = await _call(
+        status, body = await call(
             sock, b"GET", b"/ready?timeout=%.3fs" % seconds, timeout_s=seconds + _GRACE_S
         )
     except SandboxTimedOut as exc:
@@ -78,11 +79,23 @@ async def ready(sock: socket.socket, timeout: timedelta) -> None:
     raise DriverFailed(f"PicoD answered {status} to a readiness question: {detail}")
 
 
-async def _call(
-    sock: socket.socket, method: bytes, target: bytes, body: Any = None, *, timeout_s: float
+async def call(
+    sock: socket.socket,
+    method: bytes,
+    target: bytes,
+    body: Any = None,
+    *,
+    headers: Sequence[tuple[bytes, bytes]] = (),
+    timeout_s: float,
 ) -> tuple[int, dict[str, Any]]:
-    """One exchange; returns status and JSON object. The connection ends with it, however it goes."""
-    headers = [(b"host", b"picod"), (b"connection", b"close")]
+    """One exchange; returns status and JSON object. The connection ends with it, however it goes.
+
+    Raises:
+        Unreachable: the connection broke.
+        SandboxTimedOut: no whole answer within `timeout_s`.
+        DriverFailed: the answer is not HTTP with a JSON object of at most 256 KiB.
+    """
+    headers = [(b"host", b"picod"), (b"connection", b"close"), *headers]
     payload = b""
     if body is not None:
         payload = json.dumps(body).encode()

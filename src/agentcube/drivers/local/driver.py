@@ -28,7 +28,15 @@ from agentcube.drivers.local.records import Record, Records
 from agentcube.drivers.local.uidrange import UidRanges
 from agentcube.drivers.local.workspace import Workspaces
 from agentcube.drivers.local.zygote import Zygote
-from agentcube.errors import AgentCubeError, Conflict, DriverFailed, Invalid, StartFailed, Unreachable
+from agentcube.errors import (
+    AgentCubeError,
+    Conflict,
+    DriverFailed,
+    Invalid,
+    NotFound,
+    StartFailed,
+    Unreachable,
+)
 from agentcube.model.ids import SandboxId
 from agentcube.model.plan import Seen
 from agentcube.model.sandbox import Endpoint, Isolation, Sandbox, SandboxSpec
@@ -183,9 +191,12 @@ class LocalDriver:
                 raise
 
     def _resolve(self, image: str, environment: str) -> images.ImageRoot:
-        return images.resolve(
-            image, environment=environment, root=self._images, environments=self._environments
-        )
+        try:
+            return images.resolve(
+                image, environment=environment, root=self._images, environments=self._environments
+            )
+        except NotFound as exc:
+            raise Invalid(exc.detail) from exc
 
     async def _make(self, spec: SandboxSpec, image: images.ImageRoot) -> Sandbox:
         base = self._ranges.allocate() if self._launcher.identity.lends else None
@@ -223,8 +234,8 @@ class LocalDriver:
             facts=dict(record.facts),
         )
 
-    async def bind(self, sandbox: Sandbox, token: str) -> None:
-        await daemon.bind(await self.dial(sandbox), token)
+    async def bind(self, sandbox: Sandbox, token: str, *, env: Mapping[str, str] | None = None) -> None:
+        await daemon.bind(await self.dial(sandbox), token, env or {})
 
     async def ready(self, sandbox: Sandbox, *, timeout: timedelta) -> None:
         await daemon.ready(await self.dial(sandbox), timeout)
