@@ -94,16 +94,21 @@ class AsyncSessions:
         ttl: Duration | None = None,
         idle_timeout: Duration | None = None,
         suspend_after: Duration | None = None,
-        metadata: Mapping[str, str] | None = None,
+        metadata: Mapping[str, str | None] | None = None,
     ) -> SessionInfo:
-        """Change what is given and leave the rest. A new `ttl` counts from now."""
-        body = {
+        """Change what is given and leave the rest.
+
+        `suspend_after="never"` turns suspension off; a key of `metadata` with the value None is removed.
+        """
+        body: dict[str, Any] = {
             "ttl": seconds(ttl),
             "idle_timeout": seconds(idle_timeout),
             "suspend_after": seconds(suspend_after),
             "metadata": None if metadata is None else dict(metadata),
         }
         given = {key: value for key, value in body.items() if value is not None}
+        if suspend_after == "never":
+            given["suspend_after"] = None
         return await self._one(requests.update_session(self._base, session_id, given))
 
     async def delete(self, session_id: str, *, missing_ok: bool = False) -> None:

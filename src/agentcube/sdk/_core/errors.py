@@ -150,13 +150,15 @@ def _detail(status: int, problem: Mapping[str, Any], body: bytes) -> str:
     for field in ("detail", "error", "message", "title"):
         said = problem.get(field)
         if isinstance(said, str) and said:
-            return said + _validation(problem.get("errors"))
+            return said + _validation(problem.get("errors"), said)
     text = " ".join(body[: 4 * _TEXT_MAX].decode("utf-8", "replace").split())
     return f"HTTP {status}: {text[:_TEXT_MAX]}" if text else f"HTTP {status}"
 
 
-def _validation(errors: object) -> str:
+def _validation(errors: object, said: str) -> str:
+    """The fields that are wrong, as far as the detail has not named them."""
     if not isinstance(errors, list):
         return ""
-    said = [f"{e.get('pointer', '')}: {e.get('message', '')}" for e in errors[:5] if isinstance(e, dict)]
-    return f" ({'; '.join(said)})" if said else ""
+    fields = [f"{e.get('pointer', '')}: {e.get('message', '')}" for e in errors[:5] if isinstance(e, dict)]
+    new = [field for field in fields if field not in said]
+    return f" ({'; '.join(new)})" if new else ""

@@ -292,7 +292,7 @@ def get_session(base: str, session_id: str) -> Request:
 
 
 def update_session(base: str, session_id: str, body: Mapping[str, Any]) -> Request:
-    """Change of a session's timeouts and metadata. Not repeatable: a ttl counts from its arrival."""
+    """Change of a session's timeouts and metadata. Not repeatable: others may change it meanwhile."""
     return _session(base, "PATCH", session_id, f"update session {session_id}", json=dict(body))
 
 

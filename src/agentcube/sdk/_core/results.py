@@ -73,7 +73,10 @@ class Created:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionInfo:
-    """A session as the server describes it. `raw` is the whole answer, with whatever newer servers add."""
+    """A session as the server describes it. Durations in seconds; `isolation` is its sandbox's.
+
+    `raw` is the whole answer: sandbox facts, usage, endpoints, and whatever newer servers add.
+    """
 
     id: str
     kind: str
@@ -86,6 +89,12 @@ class SessionInfo:
     created_at: datetime | None = None
     expires_at: datetime | None = None
     last_activity_at: datetime | None = None
+    ttl_s: float | None = None
+    idle_timeout_s: float | None = None
+    suspend_after_s: float | None = None
+    from_pool: bool = False
+    state_lost: bool = False
+    isolation: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
@@ -113,6 +122,7 @@ class PoolInfo:
     starting: int
     claims: int = 0
     misses: int = 0
+    last_error: str = ""
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
 
@@ -199,7 +209,7 @@ def file_info(value: Mapping[str, Any]) -> FileInfo:
 
 def session_info(value: Mapping[str, Any], what: str) -> SessionInfo:
     """One session."""
-    metadata = value.get("metadata")
+    metadata, sandbox = value.get("metadata"), value.get("sandbox")
     return SessionInfo(
         id=_text(value, "id", what),
         kind=_text(value, "kind"),
@@ -212,6 +222,12 @@ def session_info(value: Mapping[str, Any], what: str) -> SessionInfo:
         created_at=_time(value.get("created_at")),
         expires_at=_time(value.get("expires_at")),
         last_activity_at=_time(value.get("last_activity_at")),
+        ttl_s=_number(value, "ttl"),
+        idle_timeout_s=_number(value, "idle_timeout"),
+        suspend_after_s=_number(value, "suspend_after"),
+        from_pool=value.get("from_pool") is True,
+        state_lost=value.get("state_lost") is True,
+        isolation=_text(sandbox, "isolation") if isinstance(sandbox, dict) else "",
         metadata=metadata if isinstance(metadata, dict) else {},
         raw=value,
     )
@@ -242,6 +258,7 @@ def pool_info(value: Mapping[str, Any]) -> PoolInfo:
         starting=_count(value, "starting"),
         claims=_count(value, "claims"),
         misses=_count(value, "misses"),
+        last_error=_text(value, "last_error"),
         raw=value,
     )
 
@@ -279,6 +296,11 @@ def _text(value: Mapping[str, Any], name: str, what: str = "") -> str:
 def _count(value: Mapping[str, Any], name: str) -> int:
     number = value.get(name)
     return number if isinstance(number, int) else 0
+
+
+def _number(value: Mapping[str, Any], name: str) -> float | None:
+    number = value.get(name)
+    return float(number) if isinstance(number, int | float) else None
 
 
 def _time(value: object) -> datetime | None:
