@@ -50,9 +50,9 @@ def checks(data_dir: Path | None = None) -> list[Check]:
     Takes about two seconds; never raises.
     """
     if sys.platform != "linux":
-        return [_other_system()]
+        return [other_system(sys.platform)]
     tries: list[Callable[[], Check]] = [
-        _kernel,
+        lambda: kernel_check(platform.release()),
         _user,
         _user_namespaces,
         lambda: _trial("namespaces", "namespaces", _CONTAINER, required=True),
@@ -94,8 +94,9 @@ _PROC = (
 _LANDLOCK = "optional second wall around files: use Linux 5.13 or newer and add landlock to the kernel's lsm= parameter"
 
 
-def _other_system() -> Check:
-    system = {"darwin": "macOS", "win32": "Windows"}.get(sys.platform, sys.platform)
+def other_system(name: str) -> Check:
+    """What is said where there is no Linux; `name` as in sys.platform."""
+    system = {"darwin": "macOS", "win32": "Windows"}.get(name, name)
     return Check(
         name="operating system",
         ok=False,
@@ -106,8 +107,8 @@ def _other_system() -> Check:
     )
 
 
-def _kernel() -> Check:
-    release = platform.release()
+def kernel_check(release: str) -> Check:
+    """Whether Linux `release` has the calls that sandboxes are made with."""
     numbers = tuple(int(n) for n in release.split("-")[0].split(".")[:2] if n.isdigit())
     wanted = ".".join(map(str, KERNEL_MIN))
     return Check(
@@ -169,11 +170,11 @@ def _output(command: Sequence[str], environ: dict[str, str] | None = None) -> tu
 def _user_namespaces() -> Check:
     ok, detail = _tried("user_namespace")
     return Check(
-        name="user namespaces", ok=ok, detail=detail, remedy=_userns_remedy(Path("/proc/sys")), required=True
+        name="user namespaces", ok=ok, detail=detail, remedy=userns_remedy(Path("/proc/sys")), required=True
     )
 
 
-def _userns_remedy(sysctl: Path) -> str:
+def userns_remedy(sysctl: Path) -> str:
     """The switch of this distribution that is off, or the usual suspects."""
     if _number(sysctl / "user/max_user_namespaces") == 0:
         return "sysctl -w user.max_user_namespaces=15000"
