@@ -270,7 +270,9 @@ class Peer:
     async def head(self) -> bytes:
         while (end := self.rest.find(b"\r\n\r\n")) < 0:
             data = await self.reader.read(65536)
-            assert data, f"the connection ended within a head: {self.rest!r}"
+            if not data:
+                assert not self.rest, f"the connection ended within a head: {self.rest!r}"
+                raise ConnectionResetError("the connection ended before a head")
             self.rest += data
         head, self.rest = self.rest[: end + 4], self.rest[end + 4 :]
         return head
