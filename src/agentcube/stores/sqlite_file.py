@@ -168,11 +168,9 @@ def statement(change: Change) -> Statement:
     """The SQL that makes `change` durable. Raises Invalid for a value that cannot be written."""
     match change:
         case PutSession(session):
-            return (
-                "INSERT INTO sessions VALUES (?1, ?2, ?3) ON CONFLICT (id) DO UPDATE"
-                " SET record = ?2, active_at_us = max(active_at_us, ?3)",
-                (session.id, codec.session_to_text(session), _microseconds(session.last_activity_at)),
-            )
+            active_at_us = _microseconds(session.last_activity_at)
+            values = (session.id, codec.session_to_text(session), active_at_us)
+            return "INSERT OR REPLACE INTO sessions VALUES (?, ?, ?)", values
         case DropSession(id):
             return "DELETE FROM sessions WHERE id = ?", (id,)
         case PutWarm(entry):
