@@ -91,7 +91,8 @@ class Workspaces:
                 mechanism="disk", size_bytes=size, mount_fd=self._mount(dir, size, uid, gid)
             )
         except OSError as exc:
-            self.destroy(dir)
+            if not isinstance(exc, FileExistsError):  # that one is somebody's
+                self.destroy(dir)
             full = exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EBUSY, errno.EMFILE, errno.ENFILE)
             kind = CapacityExhausted if full else DriverFailed
             raise kind(f"cannot make a workspace of {size} bytes: {exc}") from exc
