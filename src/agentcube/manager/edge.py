@@ -118,6 +118,10 @@ async def on_http(request: Request, exc: Exception) -> ProblemResponse:
         error: AgentCubeError = MethodNotAllowed(f"{path} has no {request.method}")
     elif exc.status_code == 404:
         error = NotFound(f"there is nothing at {path}")
+    elif isinstance(exc.__cause__, AgentCubeError):  # raised while the framework read the body
+        error = exc.__cause__
+    elif isinstance(exc.__cause__, ValueError):
+        error = Invalid("the body is not JSON: it is not UTF-8, or has a value that cannot be")
     else:
         error = Invalid(str(exc.detail))
     response = problem_response(request, error)

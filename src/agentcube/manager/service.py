@@ -107,6 +107,11 @@ class Sessions:
         self._keys = KeyedLocks()
         self._unanswered: set[SessionId] = set()
 
+    @property
+    def unanswered(self) -> int:
+        """Sessions whose client left before the answer and that wait for its retry."""
+        return len(self._unanswered)
+
     # Creation
 
     async def create_for(self, template: TemplateKey, subject: Subject) -> Session:
