@@ -117,6 +117,8 @@ class Workspaces:
         copy_sparse(template, image)
         mount = _mounted(image)
         try:
+            os.rmdir("lost+found", dir_fd=mount)
+            os.chmod(".", 0o755, dir_fd=mount)  # noqa: S103  # its owner is the sandbox's user
             os.chown(".", uid, gid, dir_fd=mount)
         except OSError:
             os.close(mount)
@@ -124,7 +126,11 @@ class Workspaces:
         return mount
 
     def _template(self, size: int) -> Path:
-        """An empty file system of that size, made on first use; two makers do no harm to each other."""
+        """A new file system of that size, made on first use; two makers do no harm to each other.
+
+        It is never mounted itself: an unmount can be late (any fork of ours holds the mount until it
+        execs), and copies made meanwhile would be of a file system in use.
+        """
         final = self._root / f"ext4-{_RECIPE}-{size}.img"
         if final.exists():
             return final
@@ -133,12 +139,6 @@ class Workspaces:
         try:
             os.truncate(fd, size)
             _format(name)
-            mount = _mounted(Path(name))
-            try:
-                os.rmdir("lost+found", dir_fd=mount)
-                os.chmod(".", 0o755, dir_fd=mount)  # noqa: S103  # its owner is the sandbox's user
-            finally:
-                os.close(mount)  # the kernel unmounts it before this returns
             os.fsync(fd)
             os.rename(name, final)
         except OSError:
