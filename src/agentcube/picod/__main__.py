@@ -16,7 +16,7 @@ from typing import Any
 
 from agentcube.picod.main import run, warm
 
-_DEFAULT_LISTEN = "0.0.0.0:8080"  # noqa: S104  (the port of a sandbox's pod, closed by a network policy)
+_DEFAULT_LISTEN = "0.0.0.0:8080"
 
 
 def read_config(source: str | None) -> dict[str, Any]:
@@ -51,7 +51,9 @@ def main() -> None:
     """Parse, listen, run."""
     parser = argparse.ArgumentParser(prog="picod", description="The daemon in an AgentCube sandbox.")
     parser.add_argument("--config", help="a JSON file, or fd:N for an open descriptor")
-    parser.add_argument("--listen", help=f"host:port or the path of a unix socket (default {_DEFAULT_LISTEN})")
+    parser.add_argument(
+        "--listen", help=f"host:port or the path of a unix socket (default {_DEFAULT_LISTEN})"
+    )
     arguments = parser.parse_args()
     try:
         config = read_config(arguments.config)
