@@ -11,7 +11,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import assert_never
 
-from agentcube.model.lifecycle import Phase
+from agentcube.model.lifecycle import IDLE, Phase
 from agentcube.model.session import Session
 
 
@@ -58,7 +58,7 @@ class BeginDelete:
 
 @dataclass(frozen=True, slots=True)
 class Fail:
-    """The sandbox is gone without our doing: store `fail` with this reason."""
+    """The sandbox is gone without our doing, or not on record: store `fail` with this reason."""
 
     reason: str
 
@@ -105,8 +105,7 @@ def plan(session: Session, seen: Seen, *, now: datetime, can_suspend: bool) -> A
 def _when_over(session: Session, now: datetime) -> BeginDelete | None:
     if now >= session.expires_at:
         return BeginDelete("ttl_expired")
-    idle = session.phase in (Phase.READY, Phase.PAUSED, Phase.FAILED)
-    if idle and now >= session.last_activity_at + session.idle_timeout:
+    if session.phase in IDLE and now >= session.last_activity_at + session.idle_timeout:
         return BeginDelete("idle_timeout")
     return None
 
@@ -116,6 +115,8 @@ def _plan_live(session: Session, seen: Seen, *, now: datetime, can_suspend: bool
         return over
     if seen is Seen.GONE:
         return Fail("sandbox_died")
+    if seen is Seen.NONE and session.phase is not Phase.PENDING:
+        return Fail("sandbox_missing")  # only a damaged record says so; it will never serve again
     match session.phase:
         case Phase.PENDING:
             return Launch()
