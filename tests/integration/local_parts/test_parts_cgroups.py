@@ -1,18 +1,20 @@
 """Control groups of this machine, with real processes in them. Needs root or a delegated group."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from agentcube.drivers.local.cgroupfs import Hierarchy, make
+from agentcube.drivers.local.cgroupfs import Hierarchy, Mount, make, own_groups, parse_mounts, use_v2
 from agentcube.drivers.local.cgroups import CgroupTree, SandboxCgroup
 from agentcube.errors import DriverFailed
 from agentcube.model.sandbox import Resources
@@ -286,6 +288,78 @@ def test_without_a_v2_tree_signals_and_the_v1_freezer_do_it(start: Start) -> Non
         group.kill()
         group.remove()
         tree.cleanup()
+
+
+@pytest.fixture
+def delegated() -> Iterator[tuple[Mount, str]]:
+    """A v2 group with a controller to share out, as a delegated one is. Where v2 has only hugetlb, that does."""
+    mount = next((m for m in parse_mounts(Path("/proc/self/mountinfo").read_text()) if m.version == 2), None)
+    if mount is None or not os.access(mount.path / "cgroup.procs", os.W_OK):
+        pytest.skip("no v2 tree to use here")
+    control = mount.path / "cgroup.subtree_control"
+    if "hugetlb" not in (mount.path / "cgroup.controllers").read_text().split():
+        pytest.skip("no controller that nobody else uses")
+    shared = "hugetlb" in control.read_text().split()
+    group = mount.path / f"test-{uuid.uuid4().hex[:8]}"
+    group.mkdir()
+    control.write_text("+hugetlb")
+    yield Mount(2, frozenset(), f"/{group.name}", group), f"/{group.name}"
+    group.rmdir()
+    if not shared:
+        with contextlib.suppress(OSError):  # another test shares it out as well just now
+            control.write_text("-hugetlb")
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+def test_in_a_delegated_group_the_server_steps_aside_and_back(delegated: tuple[Mount, str]) -> None:
+    mount, own = delegated
+
+    def server() -> None:
+        (mount.path / "cgroup.procs").write_text("0")
+        usable, moved_from = use_v2(mount, own, "agentcube/x", frozenset({"hugetlb"}))
+        assert usable == Hierarchy(2, frozenset({"hugetlb"}), mount.path / "agentcube/x")
+        assert own_groups(Path("/proc/self/cgroup").read_text())[""].endswith(f"{own}/agentcube-server")
+        tree = CgroupTree("x", [usable], moved_from)
+        group = tree.make("sb-test", SMALL)
+        assert (Path(group.paths[usable.key]) / "hugetlb.2MB.max").exists()
+        group.remove()
+        tree.cleanup()
+        assert own_groups(Path("/proc/self/cgroup").read_text())[""].endswith(own)
+
+    in_a_child(server)
+    assert [p.name for p in mount.path.iterdir() if p.is_dir()] == []
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+def test_a_group_shared_with_others_is_left_as_it_was(delegated: tuple[Mount, str]) -> None:
+    mount, own = delegated
+
+    def server() -> None:
+        (mount.path / "cgroup.procs").write_text("0")
+        other = subprocess.Popen(["sleep", "60"])
+        try:
+            assert use_v2(mount, own, "agentcube/x", frozenset({"hugetlb"})) == (None, None)
+            assert own_groups(Path("/proc/self/cgroup").read_text())[""].endswith(own)
+        finally:
+            other.kill()
+            other.wait()
+
+    in_a_child(server)
+    assert [p.name for p in mount.path.iterdir() if p.is_dir()] == []
+
+
+def in_a_child(work: Callable[[], None]) -> None:
+    """Run `work` in a process of its own, whose group it may change."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    assert os.waitpid(pid, 0)[1] == 0
 
 
 def test_where_there_are_no_groups_nothing_is_claimed(tmp_path: Path) -> None:

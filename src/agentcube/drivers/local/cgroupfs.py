@@ -14,6 +14,9 @@ from typing import Literal, Self
 from agentcube.errors import DriverFailed
 
 SERVER_LEAF = "agentcube-server"
+CONTROLLERS = frozenset({"cpu", "memory", "pids", "io"})
+"""What limits sandboxes."""
+
 _LIMITED = ("memory", "pids")
 _GONE = frozenset({errno.ENOENT, errno.ENODEV, errno.ESRCH})
 
@@ -97,7 +100,7 @@ def detect(folder: str) -> tuple[list[Hierarchy], Path | None]:
     )
     own = own_groups(Path("/proc/self/cgroup").read_text()) if mounts else {}
     for mount in (m for m in mounts if m.version == 2):
-        usable, moved_from = _use_v2(mount, own.get("", "/"), folder)
+        usable, moved_from = use_v2(mount, own.get("", "/"), folder)
         if usable is not None:
             found.append(usable)
             break
@@ -166,13 +169,16 @@ def _use_v1(mount: Mount, own: dict[str, str], wanted: set[str], folder: str) ->
     return None
 
 
-def _use_v2(mount: Mount, own: str, folder: str) -> tuple[Hierarchy | None, Path | None]:
+def use_v2(
+    mount: Mount, own: str, folder: str, controllers: frozenset[str] = CONTROLLERS
+) -> tuple[Hierarchy | None, Path | None]:
+    """`folder` in a v2 tree, with those of `controllers` it can have; and our group, when we had to leave it."""
     ours = mount.place(own)
     for base in dict.fromkeys((mount.path, ours)):
         moved_from: Path | None = None
         try:
             available = set((base / "cgroup.controllers").read_text().split())
-            wanted = frozenset(available & {"cpu", "memory", "pids", "io"})
+            wanted = controllers & available
             make(base / folder)
             try:
                 Hierarchy(2, wanted, base).share(wanted)
