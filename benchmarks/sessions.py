@@ -70,7 +70,7 @@ def execute(client: httpx2.Client, id: object, *argv: str) -> str:
 
 
 def delete(client: httpx2.Client, id: object) -> None:
-    assert client.delete(f"/v1/sessions/{id}").status_code == 200
+    assert client.delete(f"/v1/sessions/{id}").status_code == 204
 
 
 def pool_is_full(client: httpx2.Client, target: int) -> bool:
@@ -93,7 +93,7 @@ def claims(rounds: int, python_ref: float) -> None:
             if number % 10 == 0:
                 pandas.append(timed(partial(execute, client, session["id"], "python3", "-c", PANDAS)))
             deletes.append(timed(partial(delete, client, session["id"])))
-        print(f"tier: {session['isolation']}; facts: {json.dumps(session['sandbox'])}\n")
+        print(f"tier: {session['sandbox']['isolation']}; facts: {json.dumps(session['sandbox']['facts'])}\n")
         print("| what | n | p50 / p95 / p99 ms | ratio of p50 to reference |\n|---|---|---|---|")
         report("claim of a warm session through the API", claimed)
         report("create to first `print` result, warm pool (reference: bare python)", first, python_ref)

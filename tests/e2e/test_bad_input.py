@@ -124,7 +124,7 @@ def test_paths_that_escape_stay_in_the_workspace(http: httpx2.Client) -> None:
         _problem(http.get(f"{base}/files/door/passwd"), 404, "file_not_found")
         assert http.get(f"{base}/files/%2e%2e/%2e%2e/etc/shadow").status_code == 404
     finally:
-        assert http.delete(base).status_code == 200
+        assert http.delete(base).status_code == 204
 
 
 def _fails(*argv: str, names: str, env: dict[str, str] | None = None) -> None:

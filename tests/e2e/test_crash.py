@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from agentcube import AgentCube, AsyncAgentCube
+from agentcube.errors import SessionNotFound
 from tests.e2e import harness
 
 pytestmark = [pytest.mark.serial, pytest.mark.timeout(420)]
@@ -114,10 +115,16 @@ def test_a_clean_stop_removes_every_sandbox(tmp_path: Path) -> None:
     assert not os.listdir(data_dir / "sandboxes")
 
 
-def test_a_session_ended_by_a_clean_stop_says_so(tmp_path: Path) -> None:
+def test_a_clean_stop_ends_sessions_unless_told_to_keep_them(tmp_path: Path) -> None:
     data_dir = tmp_path / "data"
-    with harness.serving(data_dir) as server, AgentCube(url=server.url, api_key=server.api_key) as cube:
+    with (
+        harness.serving(data_dir, "--keep") as server,
+        AgentCube(url=server.url, api_key=server.api_key) as cube,
+    ):
         session = cube.sessions.create("CodeInterpreter", "my-interpreter")
+        cube.sessions.write_file(session.id, "kept.txt", "still here")
     with harness.serving(data_dir) as server, AgentCube(url=server.url, api_key=server.api_key) as cube:
-        found = cube.sessions.get(session.id)
-        assert (found.phase, found.reason) == ("Failed", "server_stopped")
+        assert cube.sessions.read_file(session.id, "kept.txt") == b"still here"
+    with harness.serving(data_dir) as server, AgentCube(url=server.url, api_key=server.api_key) as cube:
+        with pytest.raises(SessionNotFound):
+            cube.sessions.get(session.id)

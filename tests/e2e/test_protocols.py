@@ -87,7 +87,7 @@ def client(server: harness.Server, agents_dir: Path) -> Iterator[httpx2.Client]:
         first = http.head(f"{BASE}/")
         http.headers["x-agentcube-session-id"] = first.headers["x-agentcube-session-id"]
         yield http
-        assert http.delete(f"/v1/sessions/{http.headers['x-agentcube-session-id']}").status_code == 200
+        assert http.delete(f"/v1/sessions/{http.headers['x-agentcube-session-id']}").status_code == 204
 
 
 def test_events_arrive_one_by_one(client: httpx2.Client) -> None:

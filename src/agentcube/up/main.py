@@ -60,15 +60,11 @@ def up(options: UpOptions) -> int:
 
 
 def _run(options: UpOptions, data_dir: DataDir, listener: socket.socket) -> int:
+    import uvloop
+
     from agentcube.up.compose import run  # imports every role: only once the options are known to be good
 
-    try:
-        import uvloop
-
-        loop_factory = uvloop.new_event_loop
-    except ImportError:  # no wheel for this platform; plain asyncio serves too, more slowly
-        loop_factory = asyncio.new_event_loop
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(run(options, data_dir, listener))
 
 
@@ -101,7 +97,9 @@ def _listener(host: str, port: int) -> socket.socket:
         return tcp_socket(host, port)
     except OSError as exc:
         reason = (exc.strerror or str(exc)).lower()
-        raise Invalid(f"cannot listen on {host}:{port}: {reason}; choose another with --host and --port") from exc
+        raise Invalid(
+            f"cannot listen on {host}:{port}: {reason}; choose another with --host and --port"
+        ) from exc
 
 
 def _raise_file_limit() -> None:
