@@ -47,15 +47,19 @@ class CgroupTree:
         self._favoring: int | None = None
 
     @classmethod
-    def detect(cls, instance: str) -> Self:
+    def detect(cls, instance: str, *, favor_moves: bool = True) -> Self:
         """The groups this process may use, made where they do not exist yet.
 
         The top of each hierarchy when it is writable (root), else our own group when it was delegated
         to us. On v2 a group with processes cannot share out controllers: in a delegated group of our
-        own this process first moves into a leaf beside them (`cleanup` moves it back).
+        own this process first moves into a leaf beside them (`cleanup` moves it back). `favor_moves`:
+        see the method of that name.
         """
         found, moved_from = detect(f"{FOLDER}/{instance}")
-        return cls(instance, found, moved_from)
+        tree = cls(instance, found, moved_from)
+        if favor_moves and tree.limits == "cgroup":
+            tree.favor_moves()
+        return tree
 
     @property
     def version(self) -> Literal["v1", "v2", "hybrid", "none"]:

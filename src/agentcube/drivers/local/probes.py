@@ -261,7 +261,7 @@ def _run(*command: str) -> None:
 @contextmanager
 def _group() -> Iterator[tuple[CgroupTree, SandboxCgroup]]:
     """A sandbox's groups with a child of ours in them; killed and removed afterwards."""
-    tree = CgroupTree.detect(f"probe-{uuid.uuid4().hex[:8]}")
+    tree = CgroupTree.detect(f"probe-{uuid.uuid4().hex[:8]}", favor_moves=False)
     try:
         if not tree.hierarchies:
             raise OSError(0, "no group of this machine is ours to use")
