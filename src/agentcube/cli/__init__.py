@@ -1,1 +1,1 @@
-"""The command line: parse, call the SDK, print."""
+"""The command line: parses, calls the SDK, prints. `agentcube.up` is imported only when it is asked for."""

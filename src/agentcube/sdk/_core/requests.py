@@ -364,7 +364,7 @@ def address_of(manifest: Mapping[str, Any], namespace: str | None = None) -> tup
         InvalidArgument: it is no manifest of a kind that exists, or has no name.
     """
     kind = manifest.get("kind")
-    if kind not in PLURALS:
+    if not isinstance(kind, str) or kind not in PLURALS:
         raise InvalidArgument(f"unknown kind {kind!r} in the manifest: it is one of {', '.join(PLURALS)}")
     meta = manifest.get("metadata")
     name = meta.get("name") if isinstance(meta, Mapping) else None
