@@ -7,9 +7,7 @@ step's name. It leaves nothing behind but its own death. `doctor` runs them; nob
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import uuid
@@ -17,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from agentcube.drivers.local import uidrange
+from agentcube.drivers.local import identity, uidrange
 from agentcube.drivers.local.cgroups import CgroupTree, SandboxCgroup
 from agentcube.drivers.local.inside import kernel, landlock, seccomp
 from agentcube.drivers.local.workspace import Workspaces
@@ -57,25 +55,15 @@ def namespaces() -> str:
 
 
 def uid_range() -> str:
-    """A range of 65,536 user ids: written by us as root, else by newuidmap."""
-    if os.geteuid() == 0:
-        base = uidrange.UidRanges.detect().allocate()
-        _in_child_namespace(
-            lambda pid: Path(f"/proc/{pid}/uid_map").write_text(f"0 {base} {uidrange.RANGE_SIZE}")
-        )
+    """User ids beside our own, mapped as for a sandbox: by us as root, else by newuidmap."""
+    mode = identity.detect()
+    if mode.mode == "single":
+        raise OSError(0, "no newuidmap, or no range for this user in /etc/subuid and /etc/subgid")
+    base = uidrange.UidRanges.detect().allocate() if mode.lends else None
+    _in_child_namespace(lambda pid: identity.map_ids(mode, pid, base))
+    if mode.lends:
         return f"{uidrange.RANGE_SIZE} ids for each sandbox, from {base} up"
-    name = os.environ.get("USER") or str(os.geteuid())
-    spans = _own_subordinates(name)
-    if not spans:
-        raise OSError(0, f"no line for {name} in /etc/subuid")
-    tool = shutil.which("newuidmap")
-    if tool is None:
-        raise OSError(0, "no newuidmap")
-    start, count = spans[0]
-    _in_child_namespace(
-        lambda pid: _run(tool, str(pid), "0", str(start), str(min(count, uidrange.RANGE_SIZE)))
-    )
-    return f"{count} subordinate ids from {start} up"
+    return f"subordinate ids from {mode.subordinate[0]} up"
 
 
 def mount_api() -> str:
@@ -240,22 +228,6 @@ def _in_child_namespace(map_ids: Callable[[int], object]) -> None:
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-
-
-def _own_subordinates(name: str) -> list[tuple[int, int]]:
-    spans = []
-    for line in Path("/etc/subuid").read_text().splitlines() if os.path.exists("/etc/subuid") else []:
-        owner, _, rest = line.partition(":")
-        start, _, count = rest.partition(":")
-        if owner in (name, str(os.geteuid())) and start.isdigit() and count.isdigit():
-            spans.append((int(start), int(count)))
-    return spans
-
-
-def _run(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
-    if done.returncode != 0:
-        raise OSError(0, f"{command[0]}: {done.stderr.strip()[:200] or done.returncode}")
 
 
 @contextmanager
