@@ -11,7 +11,8 @@ import pytest
 from agentcube.ports.store import Store
 from agentcube.stores.memory import MemoryStore
 from agentcube.stores.sqlite import SqliteStore
-from agentcube.testing.store_contract import DurableStoreContract, OpenStore, StoreContract
+from agentcube.testing.store_contract import DurableStoreContract, StoreContract
+from agentcube.testing.store_suite import OpenStore
 
 
 class TestMemoryStore(StoreContract):

@@ -1,13 +1,14 @@
 """What every `ports.driver.SandboxDriver` does, as tests. Subclass `DriverContract` and give fixtures.
 
-Needs pytest, with anyio's plugin (installed with anyio). Call
-`pytest.register_assert_rewrite("agentcube.testing.driver_contract")` before importing it for
-readable failures. Nothing here knows a driver: what differs between them comes from the fixtures.
+Needs pytest, with anyio's plugin (installed with anyio). Nothing here knows a driver: what differs
+between them comes from the fixtures.
 """
 
 from __future__ import annotations
 
 import asyncio
+import socket
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
@@ -27,15 +28,20 @@ BindingToken = Callable[[str, SandboxId], str]
 Crash = Callable[[SandboxDriver, Sandbox], Awaitable[None]]
 
 _PATIENCE_S = 10.0  # for what must become true soon, on a slow and busy machine
+_INTERPRETER: str = getattr(sys, "_base_executable", sys.executable)
 _HEALTH = b"GET /health HTTP/1.1\r\nhost: picod\r\nconnection: close\r\n\r\n"
 
 
 @dataclass(frozen=True)
 class Commands:
-    """What a sandbox of this driver can run: argv for each behaviour the contract asks about."""
+    """What a sandbox of this driver can run: argv for each behaviour the contract asks about.
+
+    The defaults suit a sandbox with the machine's own programs and the interpreter that runs us.
+    """
 
     exits_with_3: tuple[str, ...] = ("/bin/sh", "-c", "exit 3")
     never_listens: tuple[str, ...] = ("/bin/sleep", "1000")
+    serves_http_on_8080: tuple[str, ...] = (_INTERPRETER, "-I", "-m", "http.server", "8080")
 
 
 class DriverContract:
@@ -218,14 +224,17 @@ class DriverContract:
         sandbox = await driver.create(spec)
         connection = await driver.dial(sandbox)
         assert connection.gettimeout() == 0
-        reader, writer = await asyncio.open_connection(sock=connection)
-        writer.write(_HEALTH)
-        async with asyncio.timeout(_PATIENCE_S):
-            status = await reader.readline()
-            await reader.read()
-        writer.close()
-        await writer.wait_closed()
-        assert status.startswith(b"HTTP/1.1 200")
+        assert await _status(connection) == b"HTTP/1.1 200"
+
+    async def test_a_command_that_listens_is_ready_and_answers_a_dial(
+        self, driver: SandboxDriver, spec: SandboxSpec, commands: Commands
+    ) -> None:
+        spec = replace(spec, command=commands.serves_http_on_8080, ports=(Port(port=8080),))
+        sandbox = await driver.create(spec)
+        await driver.ready(sandbox, timeout=timedelta(seconds=_PATIENCE_S))
+        connection = await driver.dial(sandbox, 8080)
+        assert connection.gettimeout() == 0
+        assert (await _status(connection)).startswith(b"HTTP/1.")
 
     async def test_a_port_that_nobody_listens_on_is_unreachable(
         self, driver: SandboxDriver, spec: SandboxSpec
@@ -248,6 +257,16 @@ class DriverContract:
             await driver.dial(sandbox)
         with pytest.raises(AgentCubeError):
             await driver.bind(sandbox, binding_token("s-1", spec.id))
+
+    async def test_a_sandbox_made_again_after_its_end_is_a_fresh_one(
+        self, driver: SandboxDriver, spec: SandboxSpec, binding_token: BindingToken
+    ) -> None:
+        first = await driver.create(spec)
+        await driver.bind(first, binding_token("s-1", spec.id))
+        await driver.destroy(spec.id)
+        second = await driver.create(spec)
+        await driver.bind(second, binding_token("s-2", spec.id))
+        assert await driver.observe(second) is Seen.ALIVE
 
     async def test_destroying_twice_or_what_never_was_is_no_error(
         self, driver: SandboxDriver, spec: SandboxSpec
@@ -338,6 +357,20 @@ class DriverContract:
         assert awake.id == sandbox.id
         assert await driver.observe(awake) is Seen.ALIVE
         (await driver.dial(awake)).close()
+
+
+async def _status(connection: socket.socket) -> bytes:
+    """The protocol and status code that answer a GET on the connection, which is closed after."""
+    reader, writer = await asyncio.open_connection(sock=connection)
+    try:
+        writer.write(_HEALTH)
+        async with asyncio.timeout(_PATIENCE_S):
+            line = await reader.readline()
+            await reader.read()
+    finally:
+        writer.close()
+        await writer.wait_closed()
+    return line[:12]
 
 
 def _tier(isolation: Isolation) -> int:
