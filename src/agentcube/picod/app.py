@@ -115,7 +115,7 @@ class App:
         if not isinstance(token, str):
             raise Problem("invalid", "token must be the manager's token, a text")
         try:
-            env = env_map("env", body.get("env") or {})
+            env = _env(body)
         except ValueError as exc:
             raise Problem("invalid", str(exc)) from None
         await response.json({"session_id": self._binding.bind(token, env)})
@@ -147,10 +147,10 @@ def _call(body: dict[str, Any]) -> tuple[Call, bool]:
     unknown = sorted(set(body) - _CALL_FIELDS)
     if unknown:
         raise Problem("invalid", f"unknown field {unknown[0]!r}")
-    working_dir = body.get("working_dir") or ""
+    working_dir = body.get("working_dir", "")
     if not isinstance(working_dir, str) or "\x00" in working_dir:
         raise Problem("invalid", "working_dir must be a text")
-    encoding = body.get("encoding") or "utf-8"
+    encoding = body.get("encoding", "utf-8")
     if encoding not in ("utf-8", "base64"):
         raise Problem("invalid", "encoding must be utf-8 or base64")
     timeout = body.get("timeout")
@@ -161,12 +161,17 @@ def _call(body: dict[str, Any]) -> tuple[Call, bool]:
             if timeout in (None, "")
             else _duration("timeout", timeout, TIMEOUT_MAX_S),
             working_dir=working_dir,
-            env=env_map("env", body.get("env") or {}),
+            env=_env(body),
             stdin=_stdin(body),
         )
     except ValueError as exc:
         raise Problem("invalid", str(exc)) from None
     return call, encoding == "base64"
+
+
+def _env(body: dict[str, Any]) -> dict[str, str]:
+    env = body.get("env")
+    return {} if env is None else env_map("env", env)
 
 
 def _stdin(body: dict[str, Any]) -> bytes | None:
