@@ -36,3 +36,15 @@ def _run(config, argv):
         argv, env=config["env"], cwd="/workspace", preexec_fn=become, capture_output=True, check=False
     )
     return {"exit_code": done.returncode, "stdout": done.stdout.decode(), "stderr": done.stderr.decode()}
+
+
+def crash(config):
+    raise RuntimeError("no")
+
+
+def leave(config):
+    os._exit(3)
+
+
+def impostor(config):
+    run({**config, "sandbox_id": "sb-another"})

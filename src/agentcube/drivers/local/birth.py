@@ -49,6 +49,14 @@ class Birth:
 
     def await_unshared(self) -> int:
         """The pid of the process whose ids are to be mapped."""
+        try:
+            return self._receive("make a user namespace", UNSHARED)[1]
+        except StartFailed:
+            if not self._zygote.has_died():
+                raise
+        # It died with our request in its queue: nothing was born. Once more, from the next one.
+        self._channel.close()
+        self.__enter__()
         return self._receive("make a user namespace", UNSHARED)[1]
 
     def mapped(self, *, maps_root: bool, off: Collection[str]) -> None:

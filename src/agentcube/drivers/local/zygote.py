@@ -18,6 +18,7 @@ from agentcube.errors import DriverFailed
 
 _START_S = 20.0
 _END_S = 5.0
+_DYING_S = 0.5
 
 
 class Zygote:
@@ -75,6 +76,18 @@ class Zygote:
                     self._end()  # it died: another one, once
                     if attempt == 2:
                         raise DriverFailed(f"the zygote does not answer: {exc.strerror}") from exc
+
+    def has_died(self) -> bool:
+        """Whether it ended without being asked to; the next `fork` starts another."""
+        with self._lock:
+            if self._process is None:
+                return False
+            try:
+                self._process.wait(_DYING_S)  # its sockets close a moment before it can be waited for
+            except subprocess.TimeoutExpired:
+                return False
+            self._end()
+            return True
 
     def close(self) -> None:
         """End it; its sandboxes live on. Idempotent."""

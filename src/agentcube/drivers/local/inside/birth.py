@@ -20,6 +20,8 @@ import json
 import os
 import signal
 import socket
+import sys
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -196,4 +198,9 @@ def _run(request: Request) -> None:
         "cgroup_fds": groups,
     }
     module, _, name = request.fields["entry"].partition(":")
-    getattr(importlib.import_module(module), name)(config)
+    try:
+        getattr(importlib.import_module(module), name)(config)
+    except BaseException:
+        traceback.print_exc()  # into the sandbox's log: nobody listens on the channel any more
+        sys.stderr.flush()
+        os._exit(1)
