@@ -40,10 +40,12 @@ class Admission:
     def pause(self) -> None:
         """Let creations wait: what is on record is not known yet."""
         self._open.clear()
+        self._closed = False
 
     def close(self) -> None:
-        """Refuse creations from now on: the process ends."""
+        """Refuse creations from now on, those that wait too: the manager stops."""
         self._closed = True
+        self._open.set()
 
     @contextlib.asynccontextmanager
     async def creating(self) -> AsyncIterator[None]:
@@ -58,7 +60,7 @@ class Admission:
             except TimeoutError:
                 raise Unavailable("the manager is still finding out what it left behind") from None
             if self._closed:
-                raise Unavailable("the server is stopping")
+                raise Unavailable("the manager is stopping")
             yield
         finally:
             self._creating -= 1

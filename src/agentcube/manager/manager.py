@@ -98,17 +98,20 @@ class Manager:
     async def run(self) -> None:
         """Recover, then keep everything going until cancelled. A loop that dies ends this with its error."""
         self._admission.pause()
-        self._recovered.clear()
-        async with asyncio.TaskGroup() as group:
-            self._records.can_suspend = (await self._driver.capabilities()).suspend
-            group.create_task(self._reconciler.run(), name="reconciler")
-            await self._reconciler.running.wait()
-            self._admission.reset(await self._recovery.run())
-            self._recovered.set()
-            group.create_task(self.deadlines.run(), name="deadlines")
-            group.create_task(self._pools.run(), name="pools")
-            group.create_task(self.watch.run(), name="watch")
-            group.create_task(self._recovery.adopt_doubtful(), name="adoption")
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._records.can_suspend = (await self._driver.capabilities()).suspend
+                group.create_task(self._reconciler.run(), name="reconciler")
+                await self._reconciler.running.wait()
+                self._admission.reset(await self._recovery.run())
+                self._recovered.set()
+                group.create_task(self.deadlines.run(), name="deadlines")
+                group.create_task(self._pools.run(), name="pools")
+                group.create_task(self.watch.run(), name="watch")
+                group.create_task(self._recovery.adopt_doubtful(), name="adoption")
+        finally:
+            self._recovered.clear()
+            self._admission.close()
 
     async def recovered(self) -> None:
         """Return once the start is over and sessions can be made."""
@@ -127,9 +130,13 @@ class Manager:
         self.refuse()
         sessions = await all_sessions(self._store)
         await asyncio.gather(*(self._end(session) for session in sessions))
-        await asyncio.gather(
-            self._pools.close(), *(self._reconciler.settle(s.id, interrupt=True) for s in sessions)
-        )
+        await asyncio.gather(self._pools.close(), *(self._settle(session) for session in sessions))
+
+    async def _settle(self, session: Session) -> None:
+        try:
+            await self._reconciler.settle(session.id, interrupt=True)
+        except AgentCubeError as exc:
+            log.warning("session ends with the next start", session=session.id, code=exc.code)
 
     async def _end(self, session: Session) -> None:
         def ending(now: Session) -> Session | None:

@@ -30,6 +30,7 @@ log = structlog.get_logger(__name__)
 
 _WAITS_KEPT = 512  # of the latest creations per template, for percentiles
 _BACKOFF_FIRST_S = 0.5
+_CLOSING_S = 0.02  # between two looks at whether the drain is done: destroying one takes a few ms
 
 
 @dataclass(slots=True)
@@ -76,6 +77,7 @@ class Pools:
         self._reported: set[SandboxId] = set()
         self._wake = asyncio.Event()
         self._closing = False
+        self._running = False
 
     def wake(self) -> None:
         """Something changed (a claim, a template): look at the pools soon."""
@@ -96,30 +98,36 @@ class Pools:
 
     async def run(self) -> None:
         """Keep the pools until cancelled. Starts under way are given up then; the next start tidies up."""
+        self._closing, self._running = False, True
+        try:
+            async with asyncio.TaskGroup() as group:
+                await self._keep(group)
+        finally:
+            self._running = False
+
+    async def _keep(self, group: asyncio.TaskGroup) -> None:
         failing = False
-        self._closing = False
-        async with asyncio.TaskGroup() as group:
-            while True:
-                self._wake.clear()
-                try:
-                    await self.sweep(group)
-                    failing = False
-                except AgentCubeError as exc:
-                    if not failing:
-                        log.warning("pools wait for the store", code=exc.code, detail=exc.detail)
-                    failing = True
-                try:
-                    async with asyncio.timeout(self._settings.observe_s):
-                        await self._wake.wait()
-                except TimeoutError:
-                    pass
+        while True:
+            self._wake.clear()
+            try:
+                await self.sweep(group)
+                failing = False
+            except AgentCubeError as exc:
+                if not failing:
+                    log.warning("pools wait for the store", code=exc.code, detail=exc.detail)
+                failing = True
+            try:
+                async with asyncio.timeout(self._settings.observe_s):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
 
     async def close(self) -> None:
-        """Drain every pool and refill none; returns when all is destroyed. For a clean stop, within `run`."""
+        """Drain every pool and refill none, for a clean stop; returns when all is destroyed or `run` ended."""
         self._closing = True
-        while self._doomed or self._starting or await self._store.list_warm():
+        while self._running and (self._doomed or self._starting or await self._store.list_warm()):
             self.wake()
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(_CLOSING_S)
 
     async def report(self) -> list[PoolReport]:
         """The pools of all templates that have or had one, by template. Raises StoreFailed."""

@@ -12,6 +12,8 @@ from typing import Any
 import httpx2
 import pytest
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
 
 from agentcube.drivers.fake import FakeDriver, FakeMachine
 from agentcube.manager.app import build_app
@@ -24,6 +26,7 @@ from agentcube.ports.tokens import LOCAL, Subject
 from agentcube.runtime.keys import RsaSigner, RsaVerifier
 from agentcube.runtime.serve import AppServer, unix_socket
 from agentcube.stores.memory import MemoryStore
+from agentcube.testing.eventually import eventually
 
 
 @pytest.fixture(scope="session")
@@ -120,6 +123,28 @@ class World:
                     yield client
                 finally:
                     running.cancel()
+
+    async def pool_of(self, manager: Manager, *, ready: int, within: float = 10) -> None:
+        """Return when that many sandboxes of `INTERPRETER` are ready in its pool."""
+
+        async def holds() -> bool:
+            return [r.ready for r in await manager.service.pools() if r.template.key == self.INTERPRETER] == [
+                ready
+            ]
+
+        await eventually(holds, within=within)
+
+    @staticmethod
+    def routes(app: FastAPI) -> list[APIRoute]:
+        """Every route that the application serves, those of included routers too."""
+        found, rest = [], list(app.routes)
+        while rest:
+            route = rest.pop()
+            if isinstance(route, APIRoute):
+                found.append(route)
+            else:  # FastAPI >= 0.140 keeps included routers whole
+                rest.extend(route.original_router.routes)
+        return found
 
     async def session(self, manager: Manager, subject: Subject = LOCAL) -> Session:
         """A session of `INTERPRETER`, which must exist."""
