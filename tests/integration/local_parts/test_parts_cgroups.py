@@ -348,6 +348,56 @@ def test_a_group_shared_with_others_is_left_as_it_was(delegated: tuple[Mount, st
     assert [p.name for p in mount.path.iterdir() if p.is_dir()] == []
 
 
+USER = 21042
+
+
+@pytest.fixture
+def lent() -> Iterator[list[Path]]:
+    """A group in every tree of this machine, given to an ordinary user as a service manager would."""
+    mounts = parse_mounts(Path("/proc/self/mountinfo").read_text())
+    if os.geteuid() != 0 or not all(os.access(m.path / "cgroup.procs", os.W_OK) for m in mounts):
+        pytest.skip("only root can delegate")
+    groups = [
+        m.path / f"test-{uuid.uuid4().hex[:8]}" for m in mounts if m.version == 2 or m.controllers & LIMITS
+    ]
+    for group in groups:
+        group.mkdir()
+        for path in (group, *group.iterdir()):
+            os.chown(path, USER, USER)
+    yield groups
+    for group in groups:
+        eventually(lambda group=group: (group / "cgroup.procs").read_text() == "")
+        group.rmdir()
+
+
+LIMITS = {"memory", "pids", "cpu"}
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+def test_an_ordinary_user_can_use_what_was_delegated(lent: list[Path]) -> None:
+    def server() -> None:
+        for group in lent:
+            (group / "cgroup.procs").write_text("0")
+        os.setresgid(USER, USER, USER)
+        os.setresuid(USER, USER, USER)
+        tree = CgroupTree.detect("x", favor_moves=False)
+        assert {h.base.parent.parent for h in tree.hierarchies} <= set(lent)
+        if tree.limits == "cgroup":
+            sandbox = tree.make("sb-test", SMALL)
+            process = subprocess.Popen(["sleep", "60"])
+            sandbox.attach(process.pid)
+            assert sandbox.pids() == {process.pid}
+            sandbox.freeze()
+            assert sandbox.kill()
+            assert process.wait(timeout=10) == -signal.SIGKILL
+            sandbox.remove()
+        tree.cleanup()
+
+    in_a_child(server)
+    for group in lent:
+        assert [p.name for p in group.iterdir() if p.is_dir()] == []
+
+
 def in_a_child(work: Callable[[], None]) -> None:
     """Run `work` in a process of its own, whose group it may change."""
     pid = os.fork()
