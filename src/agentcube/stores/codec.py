@@ -28,6 +28,7 @@ Fields = Mapping[str, Any]  # what JSON gives: its shape is checked by reading i
 R = TypeVar("R")
 
 _MICROSECOND = timedelta(microseconds=1)
+_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
 def session_to_text(session: Session) -> str:
@@ -216,7 +217,7 @@ def key_from_text(text: str) -> TemplateKey:
 
 def _write(fields: dict[str, Any]) -> str:
     try:
-        return json.dumps({"v": VERSION, **fields}, separators=(",", ":"), allow_nan=False)
+        return _encode({"v": VERSION, **fields})
     except (TypeError, ValueError) as exc:
         raise Invalid(f"a value cannot be stored as JSON: {exc}") from exc
 

@@ -71,6 +71,7 @@ def open_database(path: Path) -> sqlite3.Connection:
         _check(connection, path)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA secure_delete = ON")  # a session's environment may hold secrets
     except sqlite3.Error as exc:
         connection.close()
         raise _unusable(path, exc) from exc
