@@ -120,10 +120,12 @@ class Workspace:
                         _close_all(held[1:])
                         del held[1:]
                     todo.extend(reversed(self._below(target)))
-                elif todo or stat.S_ISDIR(mode):
-                    held.append(fd)  # of a file, opening the next name says ENOTDIR
+                elif stat.S_ISDIR(mode):
+                    held.append(fd)
                 else:
                     os.close(fd)
+                    if todo:
+                        raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
                     return os.open(name, flags | os.O_NOFOLLOW, dir_fd=held[-1])
             return os.open(b".", flags, dir_fd=held[-1])
         finally:

@@ -36,29 +36,33 @@ def test_reads_what_go_reads(text: str, seconds: float) -> None:
     assert parse_duration(text) == pytest.approx(seconds, rel=1e-12)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        " ",
-        "30",
-        "s",
-        ".",
-        ".s",
-        "1.2.3s",
-        "-1s",
-        "+-1s",
-        "+",
-        "-0",
-        "1 s",
-        " 1s",
-        "1s ",
-        "1S",
-        "1d",
-        "1e3s",
-    ]
-    + ["١s", "3.", "1h-30m", "inf", "nan", "1s\n", "9" * 30 + "h", "1" * 100 + "s", "300000h1ns" * 20],
-)
+REFUSED = [
+    "30",
+    "s",
+    ".",
+    ".s",
+    "1.2.3s",
+    "-1s",
+    "+-1s",
+    "+",
+    "-0",
+    "1 s",
+    " 1s",
+    "1s ",
+    "1S",
+    "1d",
+    "1e3s",
+    "١s",
+    "3.",
+    "1h-30m",
+    "inf",
+    "nan",
+    "1s\n",
+    " ",
+]
+
+
+@pytest.mark.parametrize("text", ["", *REFUSED, "9" * 30 + "h", "1" * 100 + "s", "1ns" * 30])
 def test_refuses_the_rest_and_quotes_it(text: str) -> None:
     with pytest.raises(ValueError, match="invalid duration"):
         parse_duration(text)
