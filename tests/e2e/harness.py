@@ -141,5 +141,5 @@ def census(data_dir: Path) -> Counter[str]:
 
 
 def _folders(root: Path) -> Iterator[Path]:
-    for folder, _, _ in os.walk(root):
-        yield Path(folder)
+    for folder, below, _ in os.walk(root):
+        yield from (Path(folder, name) for name in below)

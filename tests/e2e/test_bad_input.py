@@ -122,7 +122,7 @@ def test_paths_that_escape_stay_in_the_workspace(http: httpx2.Client) -> None:
         run = {"command": ["ln", "-s", "/etc", "door"]}
         assert http.post(f"{base}/execute", json=run).json()["exit_code"] == 0
         _problem(http.get(f"{base}/files/door/passwd"), 404, "file_not_found")
-        assert http.get(f"{base}/files/%2e%2e/%2e%2e/etc/shadow").status_code == 404
+        assert http.get(f"{base}/files/%2e%2e/%2e%2e/etc/shadow").status_code in (400, 404)
     finally:
         assert http.delete(base).status_code == 204
 
