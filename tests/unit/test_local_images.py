@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import agentcube
 from agentcube.drivers.local import tarballs
@@ -277,3 +279,37 @@ class TestTarball:
         path = archive(tmp_path / "a.tar", entry("a", data=b"x" * 90), entry("b", data=b"x" * 90))
         with pytest.raises(Invalid, match="larger than"):
             tarballs.unpacked(path, tmp_path / "tar", **bounds)
+
+    @given(
+        changes=st.lists(st.tuples(st.integers(0, 4095), st.integers(0, 255)), max_size=12),
+        cut=st.integers(0, 8192),
+        compressed=st.booleans(),
+    )
+    @settings(max_examples=150, deadline=None)
+    def test_whatever_the_bytes_the_answer_is_a_root_or_a_clear_no(
+        self,
+        tmp_path_factory: pytest.TempPathFactory,
+        changes: list[tuple[int, int]],
+        cut: int,
+        compressed: bool,
+    ) -> None:
+        base = tmp_path_factory.mktemp("fuzz")
+        path = archive(
+            base / "a.tar",
+            entry("bin/sh", data=b"#!"),
+            entry("link", tarfile.SYMTYPE, link="bin"),
+            entry("hard", tarfile.LNKTYPE, link="bin/sh"),
+            entry("link/x", data=b"x" * 600),
+            mode="w:gz" if compressed else "w",
+        )
+        content = bytearray(path.read_bytes()[: max(cut, 1)])
+        for place, value in changes:
+            content[place % len(content)] = value
+        path.write_bytes(content)
+        before = sorted(p.name for p in base.iterdir())
+        try:
+            root = tarballs.unpacked(path, base / "tar", bytes_max=1 << 20, entries_max=100)
+        except Invalid:
+            root = None
+        assert [p for p in (base / "tar").iterdir() if p.is_dir()] == ([root] if root else [])
+        assert sorted(p.name for p in base.iterdir()) == sorted([*before, "tar"])

@@ -13,6 +13,7 @@ import lzma
 import os
 import shutil
 import stat
+import sys
 import tarfile
 import tempfile
 import zlib
@@ -29,7 +30,19 @@ BYTES_MAX = 20 << 30
 ENTRIES_MAX = 1_000_000
 """Inodes: a full Debian desktop has about 300,000."""
 
-_DAMAGED = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)
+# ValueError and OverflowError: numbers in headers that no file system takes.
+_DAMAGED: tuple[type[Exception], ...] = (
+    tarfile.TarError,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    ValueError,
+    OverflowError,
+)
+if sys.version_info >= (3, 14):
+    from compression.zstd import ZstdError
+
+    _DAMAGED = (*_DAMAGED, ZstdError)
 
 
 def unpacked(
@@ -109,6 +122,8 @@ def _bounded(
     """Members worth extracting, until the archive proves too large."""
     total = 0
     for count, member in enumerate(tar, start=1):
+        if member.size < 0:
+            raise _Refused(f"{member.name!r} has a size below zero")
         total += member.size
         if count > entries_max or total > bytes_max:
             raise Invalid(f"image 'tar:{archive}': larger than {bytes_max} bytes or {entries_max} entries")
