@@ -93,7 +93,12 @@ class LocalDriver:
         self._launcher: Launcher
 
     async def __aenter__(self) -> Self:
-        """Look at the machine and start the zygote. Raises Invalid, DriverFailed."""
+        """Look at the machine and start the zygote.
+
+        Raises:
+            Invalid: not a processor we know. StartFailed: namespaces are denied; names the remedy.
+            DriverFailed: the zygote does not start.
+        """
         self._launcher = await anyio.to_thread.run_sync(self._start)
         return self
 
@@ -121,6 +126,11 @@ class LocalDriver:
             self._runtime_dir, uid=self._zygote_uid, entry=self._entry, off=self._off, extra=self._extra
         )
         zygote.start()
+        try:
+            mode = launch.trial(zygote, mode, self._zygote_uid, self._off)
+        except AgentCubeError:
+            zygote.close()
+            raise
         return Launcher(
             identity=mode,
             zygote=zygote,

@@ -25,6 +25,11 @@ USER = 1000
 _HELPER_S = 5.0
 _NEEDED = {"chown": 0, "dac_override": 1, "setgid": 6, "setuid": 7, "sys_admin": 21}
 
+
+class HelperFailed(StartFailed):
+    """newuidmap or newgidmap is there and does not work."""
+
+
 Mode = Literal["range", "subordinate", "single"]
 
 
@@ -67,7 +72,7 @@ def map_ids(identity: Identity, pid: int, base: int | None) -> None:
     """Write the maps of the user namespace that process `pid` has just made.
 
     Raises:
-        StartFailed: the kernel, or newuidmap, refused.
+        StartFailed: the kernel refused. HelperFailed: newuidmap did.
     """
     try:
         if identity.mode == "range":
@@ -98,25 +103,24 @@ def _help(program: str, pid: int, own: int, first: int) -> None:
     try:
         done = subprocess.run(command, capture_output=True, timeout=_HELPER_S, check=False)
     except subprocess.TimeoutExpired as exc:
-        raise StartFailed(f"{program} did not end within {_HELPER_S:g} s") from exc
+        raise HelperFailed(f"{program} did not end within {_HELPER_S:g} s") from exc
     if done.returncode != 0:
-        raise StartFailed(f"{program} failed: {done.stderr.decode(errors='replace').strip()[:300]}")
+        raise HelperFailed(f"{program} failed: {done.stderr.decode(errors='replace').strip()[:300]}")
 
 
 def _subordinate() -> tuple[int, int] | None:
     if not shutil.which("newuidmap") or not shutil.which("newgidmap"):
         return None
-    uid, gid = _first(Path("/etc/subuid")), _first(Path("/etc/subgid"))
+    try:
+        names = {str(os.geteuid()), pwd.getpwuid(os.geteuid()).pw_name}
+    except KeyError:
+        return None  # newuidmap wants to know our name
+    uid, gid = _first(Path("/etc/subuid"), names), _first(Path("/etc/subgid"), names)
     return (uid, gid) if uid is not None and gid is not None else None
 
 
-def _first(path: Path) -> int | None:
+def _first(path: Path, names: set[str]) -> int | None:
     """The first id of a range of ours that is large enough."""
-    names = {str(os.geteuid())}
-    try:
-        names.add(pwd.getpwuid(os.geteuid()).pw_name)
-    except KeyError:
-        pass
     try:
         rows = [line.split(":") for line in path.read_text(errors="replace").splitlines()]
     except OSError:
