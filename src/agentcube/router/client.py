@@ -196,6 +196,10 @@ class Client(Answering):
                 return
             first, rest = rest[:taken], rest[taken:]
             self._passed = taken
+            if taken > self.engine.settings.body_bytes_max:
+                self.give_back(upstream)
+                self.refuse_unread(_too_large(self.engine.settings.body_bytes_max))
+                return
         self._destination = destination
         self._upstream = upstream
         upstream.begin(self)

@@ -154,7 +154,14 @@ class World:
         """One request on a connection of its own."""
         peer = await self.connect()
         await peer.send(*args, **kwargs)
-        return await peer.answer(head=bool(args) and args[0].startswith("HEAD"))
+        answer = await peer.answer(head=bool(args) and args[0].startswith("HEAD"))
+        peer.close()
+        return answer
+
+    async def turns(self, count: int = 20) -> None:
+        """Return when the Router has surely seen everything that was sent before."""
+        for _ in range(count):
+            assert (await self.ask("GET /health/live", session=None)).status == 200
 
     async def unix(self, handler: Handler, name: str = "picod") -> Endpoint:
         path = str(self.directory / name)
