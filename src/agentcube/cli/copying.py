@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from agentcube.cli.inputs import connect, open_input
+from agentcube.cli.render import write_all
 from agentcube.sdk._core.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def _download(cube: AgentCube, source: Remote, target: str) -> None:
         raise InvalidArgument(f"{source.session}:{source.path} is a directory: name a file in it")
     if target == "-":
         for chunk in cube.sessions.stream_file(source.session, source.path):
-            sys.stdout.buffer.write(chunk)
+            write_all(sys.stdout.buffer, chunk)
         sys.stdout.buffer.flush()
         return
     local = Path(target)

@@ -111,9 +111,10 @@ def exec_(
     """
     variables = pairs(env or [], "--env")
     stdin = piped_stdin(no_stdin)
+    program = argv[1:] if argv[0] == "--" else argv
     with connect(ctx) as cube:
         result = cube.sessions.exec(
-            session, argv, timeout=timeout, stdin=stdin, env=variables, working_dir=working_dir
+            session, program, timeout=timeout, stdin=stdin, env=variables, working_dir=working_dir
         )
     return _passed_on(result)
 

@@ -81,8 +81,10 @@ def run(arguments: list[str]) -> int:
         return _failed(f"{exc.format_message()} (see `agentcube --help`)", 2)
     except (typer.Abort, KeyboardInterrupt):
         return INTERRUPTED
+    except SystemExit as exc:  # typer's own, when whoever read our output has gone
+        return exc.code if isinstance(exc.code, int) else 1
     except BrokenPipeError:
-        # Whoever read our output has gone: nothing is left to say, and nobody to say it to.
+        # The same, at our own flush. What the interpreter flushes at its end must not fail either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except AgentCubeError as exc:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, BinaryIO
 
 PROGRAM = "agentcube"
 
@@ -57,5 +57,12 @@ def write_bytes(stdout: bytes, stderr: bytes) -> None:
     """A program's output, unchanged, on the same two streams."""
     for stream, data in ((sys.stdout, stdout), (sys.stderr, stderr)):
         stream.flush()
-        stream.buffer.write(data)
+        write_all(stream.buffer, data)
         stream.buffer.flush()
+
+
+def write_all(stream: BinaryIO, data: bytes) -> None:
+    """All of the data. A buffered stream whose reader goes away half-way reports a short write, not an error."""
+    view = memoryview(data)
+    while view:
+        view = view[stream.write(view) :]

@@ -233,14 +233,16 @@ def session_info(value: Mapping[str, Any], what: str) -> SessionInfo:
     )
 
 
-def template_info(value: Mapping[str, Any], what: str, *, created: bool = False) -> TemplateInfo:
-    """One template, from its manifest."""
+def template_info(
+    value: Mapping[str, Any], what: str, *, namespace: str, created: bool = False
+) -> TemplateInfo:
+    """One template, from its manifest; `namespace` is where it was asked for."""
     meta = value.get("metadata")
     if not isinstance(meta, dict):
         raise UnexpectedAnswer(f"{what}: the manifest has no metadata")
     return TemplateInfo(
         kind=_text(value, "kind", what),
-        namespace=_text(meta, "namespace"),
+        namespace=_text(meta, "namespace") or namespace,
         name=_text(meta, "name", what),
         manifest=value,
         created=created,

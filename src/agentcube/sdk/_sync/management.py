@@ -35,13 +35,17 @@ class Templates:
         request = requests.template(self._base, "PUT", kind, space, name, json=manifest)
         response = self._connection.send(request)
         value = results.object_of(response.content, request.what)
-        return results.template_info(value, request.what, created=response.status_code == 201)
+        return results.template_info(
+            value, request.what, namespace=space, created=response.status_code == 201
+        )
 
     def get(self, kind: str, name: str, *, namespace: str = BUILT_IN_NAMESPACE) -> TemplateInfo:
         """One template. Raises TemplateNotFound."""
         request = requests.template(self._base, "GET", kind, namespace, name)
         response = self._connection.send(request)
-        return results.template_info(results.object_of(response.content, request.what), request.what)
+        return results.template_info(
+            results.object_of(response.content, request.what), request.what, namespace=namespace
+        )
 
     def list(self, kind: str, *, namespace: str = BUILT_IN_NAMESPACE) -> Iterator[TemplateInfo]:
         """The templates of a kind in a namespace."""
@@ -51,7 +55,7 @@ class Templates:
             response = self._connection.send(request)
             items, cursor = results.page(response.content, request.what)
             for item in items:
-                yield results.template_info(item, request.what)
+                yield results.template_info(item, request.what, namespace=namespace)
             if cursor is None:
                 return
 
