@@ -30,6 +30,7 @@ from agentcube.drivers.local.workspace import Workspaces
 from agentcube.drivers.local.zygote import Zygote
 from agentcube.errors import (
     AgentCubeError,
+    CapacityExhausted,
     Conflict,
     DriverFailed,
     Invalid,
@@ -120,7 +121,7 @@ class LocalDriver:
             if record is not None and record.uid_base is not None:
                 self._reserve(record.uid_base)
         if mode.lends:
-            self._zygote_uid = self._ranges.allocate()
+            mode = self._with_ranges(mode)
         self._runtime_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         zygote = Zygote(
             self._runtime_dir, uid=self._zygote_uid, entry=self._entry, off=self._off, extra=self._extra
@@ -141,6 +142,16 @@ class LocalDriver:
             entry=self._entry,
             off=self._off,
         )
+
+    def _with_ranges(self, mode: identity.Identity) -> identity.Identity:
+        """Takes a range for the zygote; root without ids to give (in a rootless container) is like no root."""
+        try:
+            self._zygote_uid = self._ranges.allocate()
+        except CapacityExhausted:
+            if self._ranges.in_use():
+                raise
+            return identity.Identity("single")
+        return mode
 
     def _stop(self) -> None:
         self._launcher.zygote.close()
