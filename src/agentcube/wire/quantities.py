@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from decimal import Decimal
+from decimal import ROUND_CEILING, Decimal
 
 _NUMBER = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:([eE][+-]?[0-9]{1,2})|([numkMGTPE]|[KMGTPE]i))?")
 _SUFFIXES = {
@@ -48,4 +48,4 @@ def _whole(quantity: str | int | float, scale: Decimal, example: str) -> int:
     value = Decimal(number + (exponent or "")) * _SUFFIXES.get(suffix or "", Decimal(1)) * scale
     if not 0 < value <= _MAX:
         raise ValueError(f"invalid quantity {text!r}: it must be more than nothing and less than 2^63")
-    return -int(-value // 1)
+    return int(value.to_integral_value(ROUND_CEILING))
