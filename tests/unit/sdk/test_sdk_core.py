@@ -112,6 +112,7 @@ def test_only_what_cannot_happen_twice_is_repeated() -> None:
         (503, {}, False, True, False),
         (500, {}, True, True, False),
         (404, {}, True, True, False),
+        (504, {}, True, True, False),
         (429, {"retry-after": "999"}, True, True, False),
     ],
 )

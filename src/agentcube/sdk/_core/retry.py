@@ -50,8 +50,11 @@ class Policy:
         repeatable: bool,
         can_resend: bool = True,
     ) -> float | None:
-        """The wait before trying again after an error answer; None: that answer is final."""
-        if not can_resend or attempt >= self.retries or status not in (429, 502, 503, 504):
+        """The wait before trying again after an error answer; None: that answer is final.
+
+        504 is final: the server's patience is over, and starting over would only double it.
+        """
+        if not can_resend or attempt >= self.retries or status not in (429, 502, 503):
             return None
         refused = status in (429, 503) and ERROR_HEADER in headers
         if not (refused or repeatable) or not is_retryable(status, body):
