@@ -47,7 +47,7 @@ from agentcube.picod.starter import Starter
 from agentcube.picod.tokens import Verifier, parse_public_keys
 
 FILE_WORKERS = 4
-BACKLOG = 256
+BACKLOG = 1024  # connecting to a unix socket whose queue is full fails at once (EAGAIN)
 NOFILE = 4096  # 512 connections, 128 runs of 5 descriptors, pipes of background processes, files
 _ENCODINGS = (encodings.ascii, encodings.idna, encodings.latin_1, encodings.utf_8)
 

@@ -22,8 +22,8 @@ HEAD_S = 10.0  # from the first byte of a head to its end
 IDLE_S = 300.0  # keep-alive: longer than the Router's pool keeps connections (ROUTER.md)
 BODY_IDLE_S = 30.0  # without a byte of a body that a handler waits for
 WRITE_IDLE_S = 60.0  # without the client taking a byte
-LINGER_S = 2.0  # how long the rest of a refused body is read, so that the client sees the answer
-LINGER_BYTES = 4 * 1024 * 1024
+LINGER_S = 5.0  # how long the rest of a refused body is read, so that the client sees the answer
+LINGER_BYTES = 64 * 1024 * 1024
 BUFFER_BYTES_MAX = 256 * 1024  # body bytes that wait for a handler; more pauses the socket
 CONNECTIONS_MAX = 512
 
