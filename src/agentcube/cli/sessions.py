@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
 
 import typer
 
@@ -95,7 +96,7 @@ def show(ctx: typer.Context, session: SessionArgument, output: OutputOption = Ou
     if output is Output.JSON:
         as_json(info.raw)
     else:
-        table(("FIELD", "VALUE"), _flat(info))
+        table(("FIELD", "VALUE"), _flat(info.raw))
 
 
 @group.command()
@@ -142,12 +143,10 @@ def print_sessions(found: list[SessionInfo], output: Output) -> None:
     )
 
 
-def _flat(info: SessionInfo) -> list[tuple[str, object]]:
-    """The fields of an answer, one level of nesting written with dots."""
-    rows: list[tuple[str, object]] = []
-    for key, value in info.raw.items():
-        if isinstance(value, dict):
-            rows += [(f"{key}.{name}", inner) for name, inner in value.items()]
+def _flat(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """The fields of an answer, nesting written with dots."""
+    for key, value in fields.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
         else:
-            rows.append((key, value))
-    return rows
+            yield f"{prefix}{key}", value if value != {} else None
