@@ -73,7 +73,7 @@ def test_a_form_in_any_order(picod_both: PicoD, order: tuple[str, ...]) -> None:
 
     stored = picod_both.call("POST", "/api/files", body, headers).json()
 
-    assert (stored["path"], stored["size"], stored["mode"]) == ("d/up.txt", 14, "-rw-------")
+    assert (stored["path"], stored["size"], stored["mode"]) == ("d/up.txt", 13, "-rw-------")
     assert picod_both.call("GET", "/api/files/d/up.txt").body == values["file"]
     assert sorted(os.listdir(picod_both.workspace)) == ["d"]
 
