@@ -49,11 +49,6 @@ class AsyncConnection:
         self._connect_timeout_s = connect_timeout_s
         self._policy = policy or Policy()
 
-    @property
-    def is_closed(self) -> bool:
-        """Whether `aclose` was called."""
-        return self._client.is_closed
-
     async def aclose(self) -> None:
         """Close all connections. Idempotent."""
         await self._client.aclose()

@@ -50,11 +50,6 @@ class Connection:
         self._connect_timeout_s = connect_timeout_s
         self._policy = policy or Policy()
 
-    @property
-    def is_closed(self) -> bool:
-        """Whether `close` was called."""
-        return self._client.is_closed
-
     def close(self) -> None:
         """Close all connections. Idempotent."""
         self._client.close()
