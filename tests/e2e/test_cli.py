@@ -67,7 +67,7 @@ def test_cp_both_ways(server: harness.Server, session: str, tmp_path: Path) -> N
 def test_sessions_are_listed_and_shown(server: harness.Server, session: str) -> None:
     shown = json.loads(server.cli("session", "show", session, "-o", "json").stdout)
     assert shown["phase"] == "Ready"
-    assert shown["isolation"] == "namespace"
+    assert shown["sandbox"]["isolation"] == "namespace"
     assert session in server.cli("session", "list").stdout.decode()
 
 
