@@ -17,6 +17,7 @@ from agentcube.durations import format_duration
 from agentcube.picod import processes
 from agentcube.picod.output import Head, PipeReader, PipeWriter
 from agentcube.picod.problems import Problem
+from agentcube.picod.processes import Process
 from agentcube.picod.starter import Child, Starter
 
 TIMEOUT_DEFAULT_S = 60.0
@@ -56,9 +57,11 @@ class Outcome:
 class Run:
     """One call under way. `note` ends up as a line in its stderr (the meter tells why it killed)."""
 
-    def __init__(self, child: Child) -> None:
+    def __init__(self, child: Child, started: int) -> None:
         self.child = child
+        self.started = started  # ticks, as `processes.Process` has them
         self.note = ""
+        self.guard_lost = False
 
 
 class Runner:
@@ -101,7 +104,7 @@ class Runner:
 
     async def _run(self, call: Call, env: Mapping[str, str]) -> Outcome:
         program = self._starter.program(call.argv, {**env, **call.env}, call.working_dir)
-        started_at, begin = time.time(), time.monotonic()
+        started_at, begin, ticks = time.time(), time.monotonic(), processes.ticks_now()
         pipes = _Pipes(self._loop, call.stdin)
         try:
             child = self._starter.start(
@@ -112,11 +115,11 @@ class Runner:
             raise
         finally:
             pipes.close_childs_ends()
-        run = self.runs[child.pid] = Run(child)
+        run = self.runs[child.pid] = Run(child, ticks)
         try:
-            timed_out = await self._wait(child, pipes, call.timeout_s)
+            timed_out = await self._wait(run, pipes, call.timeout_s)
         except asyncio.CancelledError:
-            self._abandon(child)
+            self._abandon(run)
             pipes.close()
             raise
         finally:
@@ -125,37 +128,53 @@ class Runner:
         _refuse_bad_directory(child, call)
         return _outcome(run, call, pipes, timed_out, started_at, time.monotonic() - begin)
 
-    async def _wait(self, child: Child, pipes: _Pipes, timeout_s: float) -> bool:
-        """Wait for the end and the output. Returns whether the tree had to be killed."""
+    async def _wait(self, run: Run, pipes: _Pipes, timeout_s: float) -> bool:
+        """Wait for the end and the output. Returns whether the time was up."""
+        ending = run.child.ending
         with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(child.ending.done.wait(), timeout_s)
-        timed_out = not child.ending.done.is_set() and await self._kill(child)
-        with suppress(asyncio.TimeoutError):  # at once, unless something cannot even be killed
-            await asyncio.wait_for(child.ending.done.wait(), processes.KILL_DEADLINE_S)
+            await asyncio.wait_for(ending.done.wait(), timeout_s)
+        cut_short = (not ending.done.is_set() or ending.lost) and await self._kill(run)
         pipes.drain()
         if not pipes.ended.is_set():
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(pipes.ended.wait(), LATE_OUTPUT_S)
-        return timed_out
+        return cut_short and not run.guard_lost
 
-    async def _kill(self, child: Child) -> bool:
-        """Kill the guard's whole tree. False when the program ended by itself just before."""
-        guard = child.pid
-        processes.send(guard, signal.SIGSTOP)  # it must neither reap nor leave until all are dead
-        process = processes.read_process(guard)
-        if child.gone or process is None or not process.alive:
+    async def _kill(self, run: Run) -> bool:
+        """Kill the run's whole tree. False when the program ended by itself just before."""
+        guard, ending = run.child.pid, run.child.ending
+        if not run.child.gone:
+            processes.send(guard, signal.SIGSTOP)  # it must neither reap nor leave until all are dead
+            if processes.is_alive(guard):
+                await processes.kill_all(lambda table: processes.descendants(guard, table))
+                if not run.child.gone and processes.is_alive(guard):
+                    processes.send(guard, signal.SIGKILL)
+                    return True
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(ending.done.wait(), processes.KILL_DEADLINE_S)
+        if not ending.lost:
             return False
-        await processes.kill_descendants(guard)
-        if not child.gone:
-            processes.send(guard, signal.SIGKILL)
+        # The program killed its guard: the tree was handed to us, among the orphans of other runs.
+        run.guard_lost = True
+        await processes.kill_all(lambda table: self._orphans_since(run.started, table))
         return True
 
-    def _abandon(self, child: Child) -> None:
-        if child.ending.done.is_set() or child.gone:
+    def _orphans_since(self, ticks: int, table: dict[int, Process]) -> list[Process]:
+        """What was handed to PicoD by guards that are gone, and started after `ticks`, with all below it."""
+        own = os.getpid()
+        orphans = [
+            process
+            for process in table.values()
+            if process.parent == own and process.started >= ticks and not self._starter.watches(process.pid)
+        ]
+        return orphans + [below for one in orphans for below in processes.descendants(one.pid, table)]
+
+    def _abandon(self, run: Run) -> None:
+        if run.child.ending.done.is_set() and not run.child.ending.lost:
             return
 
         async def kill() -> None:
-            await self._kill(child)
+            await self._kill(run)
 
         task = self._loop.create_task(kill())
         self._kills.add(task)
@@ -235,8 +254,8 @@ def _outcome(
     if timed_out:
         code, number = TIMED_OUT, signal.SIGKILL
         note = f"command timed out after {format_duration(call.timeout_s)}; all its processes were killed"
-    elif ending.failed is None and ending.status is None:
-        number, note = signal.SIGKILL, "the command killed the process that watches over it"
+    elif run.guard_lost:
+        number, note = signal.SIGKILL, "the command killed its own guard; all its processes were killed"
     if note:
         stderr.add_line(note)
     return Outcome(stdout, stderr, code, _signal_name(number) if number else None, started_at, duration_s)

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from dataclasses import dataclass
+from typing import Callable
 
 KILL_DEADLINE_S = 5.0
 
@@ -18,6 +19,7 @@ class Process:
     pid: int
     parent: int
     alive: bool
+    started: int  # ticks since boot
     name: str
 
 
@@ -33,7 +35,13 @@ def read_process(pid: int) -> Process | None:
     fields = text[text.rindex(b")") + 2 :].split()
     # A leader that ended before its threads shows as Z too; only num_threads (field 20) tells.
     alive = fields[0] not in (b"Z", b"X") or int(fields[17]) > 1
-    return Process(pid, int(fields[1]), alive, name)
+    return Process(pid, int(fields[1]), alive, int(fields[19]), name)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether `pid` exists and is no zombie."""
+    process = read_process(pid)
+    return process is not None and process.alive
 
 
 def all_processes() -> dict[int, Process]:
@@ -79,19 +87,26 @@ def send(pid: int, number: int) -> None:
         pass
 
 
-async def kill_descendants(root: int, *, within_s: float = KILL_DEADLINE_S) -> bool:
-    """Kill all that descend from `root`, a child subreaper that must not reap meanwhile (stop it first).
+def ticks_now() -> int:
+    """The time as `Process.started` counts it."""
+    return int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
 
-    Everything seen is stopped before anything is killed: a stopped process cannot fork (fork fails
-    with a pending signal before the child becomes visible), so a round that sees nobody new has seen
-    all. What dies stays a zombie below the stopped subreaper and keeps its slot under the process
-    limit, so that a chain of processes that fork and exit runs dry. Returns whether all are dead in
-    time; yields to the event loop between rounds.
+
+async def kill_all(
+    find: Callable[[dict[int, Process]], list[Process]], *, within_s: float = KILL_DEADLINE_S
+) -> bool:
+    """Kill what `find` finds in the process table until it finds nothing alive.
+
+    Everything found is stopped before anything is killed: a stopped process cannot fork (fork fails
+    with a pending signal before the child becomes visible), so a round that finds nobody new has
+    found all. Below a guard that is itself stopped first, what dies stays a zombie and keeps its
+    slot under the process limit, so that a chain of processes that fork and exit runs dry. Returns
+    whether all are dead in time; yields to the event loop between rounds.
     """
     deadline = time.monotonic() + within_s
     stopped: set[int] = set()
     while True:
-        alive = [p.pid for p in descendants(root, all_processes()) if p.alive]
+        alive = [process.pid for process in find(all_processes()) if process.alive]
         if not alive:
             return True
         late = time.monotonic() > deadline

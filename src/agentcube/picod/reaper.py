@@ -23,6 +23,10 @@ class Reaper:
         """Call `ended` with the wait status of the child `pid`, once."""
         self._watched[pid] = ended
 
+    def watches(self, pid: int) -> bool:
+        """Whether somebody watches `pid`."""
+        return pid in self._watched
+
     def reap(self) -> None:
         """Reap all that has ended. One SIGCHLD may stand for many children (signal(7))."""
         while True:

@@ -22,6 +22,11 @@ class Ending:
         self.failed: tuple[str, int] | None = None  # step of `spawn.STEPS`, errno
         self.done = asyncio.Event()
 
+    @property
+    def lost(self) -> bool:
+        """Whether the guard went away without a word."""
+        return self.done.is_set() and self.status is None and self.failed is None
+
     def exit_code(self) -> int:
         """As a shell would say it: 128+n for signal n, 127 and 126 for a program that did not start."""
         if self.failed is not None:
@@ -81,6 +86,10 @@ class Starter:
             env={_encode(key): _encode(value) for key, value in env.items()},
             working_dir=os.path.join(self._workspace, _encode(working_dir)),
         )
+
+    def watches(self, pid: int) -> bool:
+        """Whether `pid` is a child that was started here, rather than an orphan."""
+        return self._reaper.watches(pid)
 
     def start(
         self, program: spawn.Program, *, stdin: int | None, stdout: int, stderr: int, guarded: bool

@@ -25,6 +25,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 SOURCES = Path(__file__).parents[3] / "src"
 ROOT = os.geteuid() == 0
+PYTHON = os.environ.get("PICOD_PYTHON", sys.executable)
+"""The interpreter that PicoD runs under: any from 3.9, as a sandbox's image may have it."""
 
 
 @dataclass(frozen=True)
@@ -209,7 +211,7 @@ def _start(
     (directory / "config").write_text(json.dumps(settings))
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen(
-            [*prefix, sys.executable, "-m", "agentcube.picod", "--config", str(directory / "config")],
+            [*prefix, PYTHON, "-m", "agentcube.picod", "--config", str(directory / "config")],
             pass_fds=(listener.fileno(), control.fileno()),
             cwd=SOURCES,
             env={"PATH": os.environ["PATH"], "PYTHONPATH": str(SOURCES)},

@@ -306,10 +306,21 @@ def test_arguments_over_the_kernels_limit_are_126(picod: PicoD) -> None:
     assert "Argument list too long" in result["stderr"]
 
 
-def test_killing_its_guard_is_told(start_picod) -> None:
+@pytest.mark.parametrize("number", ["KILL", "STOP"])
+def test_a_program_that_kills_or_stops_its_guard_gains_nothing(start_picod, number: str) -> None:
     picod = start_picod(single_uid=True)
+    background = picod.shell("sleep 1000 >/dev/null 2>&1 & echo $!")["stdout"].strip()
 
-    result = picod.shell("kill -9 $PPID; sleep 0.1")
+    picod.shell("sleep 0.05")  # start times have a resolution of 10 ms
 
-    assert result["exit_code"] == 137
-    assert "watches over it" in result["stderr"]
+    script = (
+        f"sleep 1001 & setsid sh -c 'sleep 1002 & sleep 1003' & sleep 0.1; kill -{number} $PPID; sleep 1004"
+    )
+    result = picod.shell(script, timeout="1s")
+
+    if number == "KILL":
+        assert result["exit_code"] == 137
+        assert "killed its own guard" in result["stderr"]
+    else:
+        assert result["exit_code"] == 124
+    assert [str(pid) for pid in descendants(picod.pid)] == [background]

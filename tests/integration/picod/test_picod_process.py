@@ -10,13 +10,12 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from .conftest import ROOT, SOURCES, Keys, PicoD, StartPicod, descendants, eventually
+from .conftest import PYTHON, ROOT, SOURCES, Keys, PicoD, StartPicod, descendants, eventually
 
 PID_1 = ("unshare", "--fork", "--pid", "--mount-proc", "--kill-child")
 
@@ -79,7 +78,7 @@ def test_the_user_cannot_look_into_picod(picod_both: PicoD) -> None:
 
 @pytest.mark.skipif(not ROOT, reason="signalling another uid is what is tried")
 def test_the_user_cannot_signal_picod_or_the_guard(picod: PicoD) -> None:
-    result = picod.shell(f"kill -9 {picod.pid}; kill -9 $PPID; echo alive")
+    result = picod.shell(f"sleep 0.3; kill -9 {picod.pid}; kill -9 $PPID; echo alive")
     assert result["stdout"] == "alive\n"
     assert result["stderr"].count("not permitted") == 2
 
@@ -137,7 +136,7 @@ def test_everything_is_served_from_a_zip_with_no_import_left_to_do(
     }
     (tmp_path / "config").write_text(json.dumps(config))
     process = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", LATE, str(archive), str(tmp_path / "config")],
+        [PYTHON, "-I", "-S", "-c", LATE, str(archive), str(tmp_path / "config")],
         pass_fds=(listener.fileno(),),
         env={},
         stdin=subprocess.DEVNULL,
@@ -186,7 +185,7 @@ def test_the_modules_are_python_3_9(tmp_path: Path) -> None:
 
 
 def run_picod(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "agentcube.picod", *arguments]
+    command = [PYTHON, "-m", "agentcube.picod", *arguments]
     return subprocess.run(
         command,
         env={"PYTHONPATH": str(SOURCES), **env},
@@ -228,7 +227,7 @@ def test_it_serves_on_tcp_with_keys_from_the_environment(tmp_path: Path, keys: K
     (tmp_path / "config").write_text(json.dumps(config))
     process = subprocess.Popen(
         [
-            sys.executable,
+            PYTHON,
             "-m",
             "agentcube.picod",
             "--config",
