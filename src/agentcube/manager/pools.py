@@ -90,7 +90,6 @@ class Pools:
             record.claims += 1
         else:
             record.misses += 1
-        self.wake()
 
     def note_wait(self, template: TemplateKey, seconds: float) -> None:
         """A session of the template was Ready that long after it was asked for."""

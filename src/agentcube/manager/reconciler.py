@@ -7,8 +7,8 @@ One flight per session at a time; the intent of every act is on record before th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, assert_never
+from collections.abc import Awaitable, Callable
+from typing import assert_never
 
 import structlog
 
@@ -103,12 +103,10 @@ class Reconciler:
         if flight.task.cancelled():
             raise Unavailable("the manager is stopping")
 
-    def spawn(self, work: Coroutine[Any, Any, None], *, name: str) -> None:
+    def spawn(self, work: Callable[[], Awaitable[None]], *, name: str) -> None:
         """Do `work` beside the flights, for callers who cannot wait; dropped when the manager stops."""
-        if self._group is None:
-            work.close()
-            return
-        self._group.create_task(_guarded(work, name), name=name)
+        if self._group is not None:
+            self._group.create_task(_guarded(work, name), name=name)
 
     def flying(self, id: SessionId) -> bool:
         """Whether the session is being looked after now."""
@@ -186,9 +184,9 @@ class Reconciler:
             return Seen.UNKNOWN
 
 
-async def _guarded(work: Coroutine[Any, Any, None], name: str) -> None:
+async def _guarded(work: Callable[[], Awaitable[None]], name: str) -> None:
     try:
-        await work
+        await work()
     except AgentCubeError as exc:
         log.warning("left for the next pass", work=name, code=exc.code, detail=exc.detail)
     except Exception:  # a task's top

@@ -147,6 +147,8 @@ class Sessions:
                 if unanswered:
                     self._abandon(session.id, keyed=repeat is not None)
                 raise
+            finally:
+                self._pools.wake()  # only now: a refill would have taken processor time from this start
         if ready.phase is Phase.READY:
             self._pools.note_wait(wish.template, asyncio.get_running_loop().time() - begun)
         return ready
@@ -217,7 +219,8 @@ class Sessions:
                 if session.phase is Phase.FAILED and session.from_pool:
                     session = await self._cold_instead(session)
         except TimeoutError:
-            self._reconciler.spawn(self._drop(session.id, "start_timed_out"), name="drop late session")
+            late = session.id
+            self._reconciler.spawn(lambda: self._drop(late, "start_timed_out"), name="drop late session")
             raise StartTimedOut(
                 f"the session was not ready within {self._settings.start_timeout_s:g} s; it is deleted"
             ) from None
@@ -255,7 +258,7 @@ class Sessions:
         """The caller left before it had its answer."""
         self._unanswered.add(id)
         wait_s = self._settings.abandoned_s if keyed else 0.0
-        self._reconciler.spawn(self._drop_unanswered(id, wait_s), name="drop abandoned session")
+        self._reconciler.spawn(lambda: self._drop_unanswered(id, wait_s), name="drop abandoned session")
 
     async def _drop_unanswered(self, id: SessionId, wait_s: float) -> None:
         await asyncio.sleep(wait_s)
