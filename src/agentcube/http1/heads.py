@@ -90,33 +90,34 @@ def request_end(data: bytes, searched: int = 0, *, limit: int = HEAD_BYTES_MAX) 
     Raises:
         ProtocolError: 431 over `limit` bytes; 400 or 505 as said above.
     """
-    end = _head_end(data, searched, limit)
-    if end < 0:
-        line = data.find(b"\r\n")
-        if line >= 0 and searched <= line + 2:
-            parse_request_line(data[:line])
-    return end
+    end = data.find(b"\r\n\r\n", searched - 3 if searched > 3 else 0) + 4
+    if 4 <= end <= limit:
+        return end
+    _check_unfinished(data, searched, limit)
+    line = data.find(b"\r\n")
+    if line >= 0 and searched <= line + 2:
+        parse_request_line(data[:line])
+    return -1
 
 
 def response_end(data: bytes, searched: int = 0, *, limit: int = HEAD_BYTES_MAX) -> int:
     """As `request_end`, for a response; errors have status 502."""
+    end = data.find(b"\r\n\r\n", searched - 3 if searched > 3 else 0) + 4
+    if 4 <= end <= limit:
+        return end
     try:
-        return _head_end(data, searched, limit)
+        _check_unfinished(data, searched, limit)
     except ProtocolError as error:
         raise ProtocolError(502, error.detail) from None
+    return -1
 
 
-def _head_end(data: bytes, searched: int, limit: int) -> int:
-    end = data.find(b"\r\n\r\n", max(0, searched - 3))
-    if end >= 0:
-        if end + 4 > limit:
-            raise ProtocolError(431, "the head is too large")
-        return end + 4
-    if _BAD_BYTE(data, max(0, searched - 1)) is not None:
-        raise ProtocolError(400, "a control byte, bare CR or bare LF in the head")
+def _check_unfinished(data: bytes, searched: int, limit: int) -> None:
+    """Judge a head whose end is not within `limit`, or not here yet."""
     if len(data) > limit:
         raise ProtocolError(431, "the head is too large")
-    return -1
+    if _BAD_BYTE(data, max(0, searched - 1)) is not None:
+        raise ProtocolError(400, "a control byte, bare CR or bare LF in the head")
 
 
 def parse_request_line(line: bytes) -> tuple[bytes, bytes, int]:

@@ -133,7 +133,7 @@ class Answering(Downstream):
         if self._closing:
             lines.append(_CLOSE_LINE)
         self._write_answer(lines, body)
-        self._note_flow(self.engine.settings.stream_idle_timeout_s)
+        self.deadline = self.engine.now + self.engine.settings.stream_idle_timeout_s
 
     def _write_answer(self, lines: list[bytes], body: bytes) -> None:
         if self.entry is not None:

@@ -24,6 +24,7 @@ from agentcube.router.heads import Reader
 from agentcube.router.pool import Pools
 from agentcube.router.sessions import Entry, Sessions, manager_port
 from agentcube.router.settings import RouterSettings
+from agentcube.router.targets import Routes
 from agentcube.router.tokens import Tokens
 from agentcube.router.upstream import Upstream
 
@@ -58,6 +59,7 @@ class Engine:
         self.signer = signer
         self.checks = checks
         self.reader = Reader()
+        self.routes = Routes()
         self.pools = Pools(settings, lambda pool: Upstream(pool, self.reader))
         self.sessions = Sessions(store, self.pools)
         self.manager = manager_port(manager, self.pools)

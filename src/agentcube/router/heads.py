@@ -65,6 +65,7 @@ _RESPONSE_KINDS = {
     _REQUEST_ID_NAME: _DROP,
     _ERROR_NAME: _DROP,  # only ours: it tells our 404 from a sandbox's
 }
+_FLEETING = frozenset((b"traceparent", b"tracestate"))  # kept lines that never come again
 _REQUEST_ID_OK = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}").fullmatch
 
 # What a line means and the value that goes with that meaning: bytes, int or frozenset[bytes].
@@ -157,10 +158,10 @@ class Reader:
         self._responses: Memo[bytes, _Entry] = Memo(_LINES)
 
     def _request_line(self, line: bytes) -> _Entry:
-        return _remember(self._requests, line, _REQUEST_KINDS)
+        return self._requests.young.get(line) or _remember(self._requests, line, _REQUEST_KINDS)
 
     def _response_line(self, line: bytes) -> _Entry:
-        return _remember(self._responses, line, _RESPONSE_KINDS)
+        return self._responses.young.get(line) or _remember(self._responses, line, _RESPONSE_KINDS)
 
     def request(self, head: bytes) -> Request:
         """The request that `head` (up to and with its empty line) makes.
@@ -179,7 +180,7 @@ class Reader:
         found.id = b""
         known = self._requests.young.get
         for line in lines:
-            kind, value = known(line) or self._request_line(line)
+            kind, value = known(line) or _remember(self._requests, line, _REQUEST_KINDS)
             if kind == _KEEP:
                 kept.append(line)
             elif kind == _DROP:
@@ -267,7 +268,7 @@ class Reader:
         bodiless = status == 204 or status < 200  # neither may carry framing (RFC 9112 §6)
         known = self._responses.young.get
         for line in lines:
-            kind, value = known(line) or self._response_line(line)
+            kind, value = known(line) or _remember(self._responses, line, _RESPONSE_KINDS)
             if kind == _KEEP:
                 kept.append(line)
             elif kind == _DROP:
@@ -307,9 +308,10 @@ class Reader:
 
 
 def _remember(memo: Memo[bytes, _Entry], line: bytes, kinds: dict[bytes, int]) -> _Entry:
-    entry = memo.find(line)
+    """What a line means that is not in `memo.young`."""
+    entry = memo.recall(line)
     if entry is None:
         entry = _classify(line, kinds)
-        if len(line) <= _LINE_BYTES_MAX:
+        if len(line) <= _LINE_BYTES_MAX and entry[1] not in _FLEETING:
             memo.put(line, entry)
     return entry

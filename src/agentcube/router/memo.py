@@ -25,10 +25,13 @@ class Memo(Generic[K, V]):
     def find(self, key: K) -> V | None:
         """The value, or None."""
         value = self.young.get(key)
-        if value is None:
-            value = self._old.get(key)
-            if value is not None:
-                self.put(key, value)
+        return self.recall(key) if value is None else value
+
+    def recall(self, key: K) -> V | None:
+        """The value of a key that is not in `young`, or None."""
+        value = self._old.get(key)
+        if value is not None:
+            self.put(key, value)
         return value
 
     def put(self, key: K, value: V) -> None:

@@ -44,29 +44,28 @@ def find(engine: Engine, request: Request) -> Destination | None:
     Raises:
         AgentCubeError: the answer is already known to be no.
     """
-    route = targets.route(request.target)
-    match route:
-        case targets.Health():
-            return None
-        case targets.Managed():
-            subject = engine.auth.authenticate(request.authorization)
-            line = engine.tokens.find(("manager", subject), partial(engine.signer.for_manager, subject))
-            return None if line is None else to_manager(engine, request, line, subject)
-        case targets.Invocation():
-            id = request.session_id
-            key: TemplateKey | None = route.key
-        case targets.SandboxCall():
-            id, key = route.session_id, None
-    subject = engine.auth.authenticate(request.authorization)
-    if id is None:
+    route = engine.routes.route(request.target)
+    if isinstance(route, targets.Health):
         return None
-    entry = engine.sessions.find(id)
+    subject = engine.auth.authenticate(request.authorization)
+    if isinstance(route, targets.Invocation):
+        id = request.session_id
+        key: TemplateKey | None = route.key
+    elif isinstance(route, targets.SandboxCall):
+        id, key = route.session_id, None
+    else:
+        line = engine.tokens.find(("manager", subject), partial(engine.signer.for_manager, subject))
+        return None if line is None else to_manager(engine, request, line, subject)
+    entry = None if id is None else engine.sessions.find(id)
     if entry is None:
         return None
     entry.check(subject, key)
-    if not entry.ready:
+    sandbox = entry.sandbox
+    if sandbox is None or not entry.ready:
         return None
-    line = engine.tokens.find(*_signing(engine, entry, subject))
+    line = engine.tokens.fresh((entry.id, sandbox.id, subject.name))
+    if line is None:
+        line = engine.tokens.find(*_signing(engine, entry, subject))
     return None if line is None else to_sandbox(entry, route, line, subject)
 
 

@@ -68,8 +68,11 @@ class Router:
         loop = asyncio.get_running_loop()
         engine = self._engine
         engine.now = loop.time()
-        servers = [await loop.create_server(lambda: Client(engine), sock=sock) for sock in listeners]
+        servers: list[asyncio.AbstractServer] = []
         try:
+            for sock in listeners:
+                server = await loop.create_server(lambda: Client(engine), sock=sock)
+                servers.append(server)
             async with asyncio.TaskGroup() as group:
                 loops = [
                     group.create_task(engine.run(), name="router sweep"),

@@ -44,7 +44,7 @@ async def serve(engine: Engine, client: Answering, request: Request, destination
     `engine.waiting` was counted up for it.
     """
     try:
-        route = targets.route(request.target)
+        route = engine.routes.route(request.target)
         if isinstance(route, targets.Health):
             await _health(engine, client, request, route)
             return

@@ -7,9 +7,14 @@ from typing import NamedTuple
 
 from agentcube.errors import NotFound
 from agentcube.model.template import Kind, TemplateKey
+from agentcube.router.memo import Memo
 from agentcube.router.problems import NoSuchRoute
 from agentcube.wire.names import KINDS, SANDBOX_CALLS
 
+_INVOCATIONS = b"/invocations"
+_PREFIX_BYTES_MAX = (
+    200  # names are DNS labels of at most 63 bytes; longer ones are nobody's and not remembered
+)
 _INVOCATION = re.compile(
     rb"/v1/namespaces/([^/?]+)/("
     + b"|".join(p.encode() for p in KINDS)
@@ -51,25 +56,42 @@ class Health(NamedTuple):
 Route = Invocation | SandboxCall | Managed | Health
 
 
-def route(target: bytes) -> Route:
-    """The meaning of a request target.
+class Routes:
+    """Reads targets; remembers the templates that invocations name, of which there are few."""
 
-    Raises:
-        NoSuchRoute: nothing is served there.
-    """
-    if match := _INVOCATION(target):
-        namespace, plural, name, path = match.groups()
-        if path[:1] != b"/":
-            path = b"/" + path
-        kind = Kind(KINDS[plural.decode()])
-        return Invocation(TemplateKey(kind, namespace.decode(), name.decode()), path)
-    if match := _SANDBOX_CALL(target):
-        return SandboxCall(match[1].decode(), b"/api/" + match[2])
-    if match := _HEALTH(target):
-        return Health(match[1])
-    if _MANAGED(target):
-        return Managed()
-    raise NoSuchRoute("nothing is served at this path; the API is described at /openapi.json")
+    __slots__ = ("_keys",)
+
+    def __init__(self) -> None:
+        self._keys: Memo[bytes, TemplateKey] = Memo(1024)
+
+    def route(self, target: bytes) -> Route:
+        """The meaning of a request target.
+
+        Raises:
+            NoSuchRoute: nothing is served there.
+        """
+        at = target.find(_INVOCATIONS)
+        if at > 0:
+            key = self._keys.find(target[:at])
+            path = target[at + len(_INVOCATIONS) :]
+            if key is not None and path[:1] == b"/":
+                return Invocation(key, path)
+        return self._read(target)
+
+    def _read(self, target: bytes) -> Route:
+        if match := _INVOCATION(target):
+            namespace, plural, name, path = match.groups()
+            key = TemplateKey(Kind(KINDS[plural.decode()]), namespace.decode(), name.decode())
+            if match.end(3) <= _PREFIX_BYTES_MAX:
+                self._keys.put(target[: match.end(3)], key)
+            return Invocation(key, path if path[:1] == b"/" else b"/" + path)
+        if match := _SANDBOX_CALL(target):
+            return SandboxCall(match[1].decode(), b"/api/" + match[2])
+        if match := _HEALTH(target):
+            return Health(match[1])
+        if _MANAGED(target):
+            return Managed()
+        raise NoSuchRoute("nothing is served at this path; the API is described at /openapi.json")
 
 
 def longest_prefix(prefixes: tuple[bytes, ...], path: bytes) -> int:

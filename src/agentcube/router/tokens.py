@@ -32,8 +32,15 @@ class Tokens:
         self._signing: Flights[bytes] = Flights()
         self._renewals: set[asyncio.Task[bytes]] = set()
 
+    def fresh(self, key: Hashable) -> bytes | None:
+        """The header line for `key` if there is one that need not be thought about."""
+        found = self._lines.find(key)
+        if found is not None and found[1] <= time.time() < found[2]:
+            return found[0]
+        return None
+
     def find(self, key: Hashable, sign: Callable[[], str]) -> bytes | None:
-        """The header line for `key` if there is one that is good for long enough."""
+        """The header line for `key` if there is one that is good for long enough; renewed when due."""
         found = self._lines.find(key)
         if found is None:
             return None
