@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Collection, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,12 +107,25 @@ def pid_of(sandbox: Sandbox) -> int:
     return pid
 
 
-@pytest.fixture(scope="module")
-def machine(signer: RsaSigner) -> Iterator[Machine]:
+@contextmanager
+def made(signer: RsaSigner) -> Iterator[Machine]:
     # Not pytest's tmp_path: its sockets' names would be too long.
     root = Path(tempfile.mkdtemp(prefix="ac-"))
     yield Machine(root, signer)
     shutil.rmtree(root)
+
+
+@pytest.fixture(scope="module")
+def machine(signer: RsaSigner) -> Iterator[Machine]:
+    with made(signer) as machine:
+        yield machine
+
+
+@pytest.fixture
+def spare(signer: RsaSigner) -> Iterator[Machine]:
+    """Another one, for tests that open the driver in a way of their own."""
+    with made(signer) as machine:
+        yield machine
 
 
 @asynccontextmanager

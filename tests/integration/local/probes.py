@@ -347,6 +347,28 @@ for path in ("/proc/self/uid_map", "/proc/self/gid_map"):
         broken.append(f"{path} maps to the host's {outside}")
 """
 
+SHARED_OBJECTS = """
+made = []
+try:
+    while len(made) < 100:
+        result, number = syscall("inotify_init1", 0)
+        if result < 0:
+            break
+        made.append(result)
+finally:
+    for fd in made:
+        os.close(fd)
+if len(made) > 32:
+    broken.append(f"{len(made)} inotify instances, of 128 that the machine may have for all")
+for kind in ("user", "net", "mnt", "pid"):
+    if open(f"/proc/sys/user/max_{kind}_namespaces").read().strip() != "0":
+        broken.append(f"may have {kind} namespaces")
+import resource
+for name, most in (("SIGPENDING", 4096), ("MSGQUEUE", 256 << 10), ("MEMLOCK", 1 << 20), ("CORE", 0)):
+    if resource.getrlimit(getattr(resource, "RLIMIT_" + name, 11))[1] > most:
+        broken.append("RLIMIT_" + name)
+"""
+
 PERSONALITY = """
 refused("personality", 0x0040000)
 refused("personality", 0x0000008)
@@ -375,5 +397,6 @@ ALL = {
     "cannot_type_into_a_terminal": TERMINALS,
     "cannot_make_device_nodes": DEVICE_NODES,
     "cannot_change_personality": PERSONALITY,
+    "cannot_take_what_all_sandboxes_share": SHARED_OBJECTS,
 }
 """Every probe that needs no mount of its own, by what it shows."""

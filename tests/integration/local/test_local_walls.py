@@ -19,6 +19,7 @@ import pytest
 from agentcube.drivers.local.driver import LocalDriver
 from agentcube.drivers.local.inside.numbers import NUMBERS, number
 from agentcube.drivers.local.launch import Sockets
+from agentcube.errors import StartFailed
 from agentcube.model.sandbox import HostMount
 from tests.integration.local import probes
 from tests.integration.local.conftest import IS_ROOT, Box, Machine, opened
@@ -134,17 +135,76 @@ GUARDS = {
 
 
 @pytest.mark.parametrize("guard", sorted(GUARDS))
-async def test_probes_notice_a_missing_guard(guard: str, machine: Machine, host: dict[str, Any]) -> None:
-    async with opened(machine, off={guard}) as driver:
-        box = await machine.box(driver)
+async def test_probes_notice_a_missing_guard(guard: str, spare: Machine, host: dict[str, Any]) -> None:
+    async with opened(spare, off={guard}) as driver:
+        box = await spare.box(driver)
         for probe in GUARDS[guard]:
             assert (await verdict(box, probe, host)).startswith("BROKEN"), probe
 
 
 @needs_root
 async def test_the_ownership_probe_notices_missing_id_mapping(
-    machine: Machine, host: dict[str, Any], lent: HostMount
+    spare: Machine, host: dict[str, Any], lent: HostMount
 ) -> None:
-    async with opened(machine, off={"uids"}) as driver:
-        box = await machine.box(driver, mounts=(lent,))
+    async with opened(spare, off={"uids"}) as driver:
+        box = await spare.box(driver, mounts=(lent,))
         assert "reads a file of the host's user" in await verdict(box, probes.OWNERSHIP, host)
+
+
+@needs_root
+async def test_the_zygote_has_given_up_root_and_sees_nothing(driver: LocalDriver) -> None:
+    pid = driver._launcher.zygote.pid
+    status = dict(
+        line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line
+    )
+    assert int(status["Uid"].split()[0]) >= 10_000_000
+    assert status["Groups"].strip() == ""
+    assert [int(status[name], 16) for name in ("CapPrm", "CapEff", "CapBnd", "CapInh")] == [0] * 4
+    assert status["NoNewPrivs"] == "1"
+    assert status["Threads"] == "1"
+    assert sorted(os.listdir(f"/proc/{pid}/root")) == ["proc", "stage"]
+    assert Path(f"/proc/{pid}/environ").read_bytes() == b""
+    for kind in ("mnt", "net", "ipc", "uts"):
+        assert os.readlink(f"/proc/{pid}/ns/{kind}") != os.readlink(f"/proc/self/ns/{kind}")
+
+
+@needs_root
+async def test_picod_holds_its_sockets_its_log_and_nothing_of_the_host(box: Box, machine: Machine) -> None:
+    links = [os.readlink(f"/proc/{box.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{box.pid}/fd")]
+    log = f"/data/sandboxes/{box.id}/picod.log"
+    known = (
+        "/dev/null",
+        "socket:",
+        "pipe:",
+        "anon_inode:[eventpoll]",
+        "anon_inode:[signalfd]",
+        "anon_inode:[pidfd]",
+    )
+    odd = [
+        n for n in links if not n.startswith(known) and not n.endswith((log, "/cgroup.procs", "/workspace"))
+    ]
+    assert odd == []
+    status = Path(f"/proc/{box.pid}/status").read_text()
+    assert "CapEff:\t00000000000000e0" in status  # KILL, SETGID, SETUID, in its own user namespace
+    assert "Seccomp:\t2" in status
+    assert "NoNewPrivs:\t1" in status
+    assert Path(f"/proc/{box.pid}/environ").read_bytes() == b""
+    for kind in ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup"):
+        assert os.readlink(f"/proc/{box.pid}/ns/{kind}") != os.readlink(f"/proc/self/ns/{kind}")
+
+
+async def test_a_link_out_of_the_directories_for_templates_is_not_followed(spare: Machine) -> None:
+    allowed = spare.root / "allowed"
+    allowed.mkdir(exist_ok=True)
+    allowed.chmod(0o755)
+    (allowed / "plain").mkdir(exist_ok=True)
+    (allowed / "out").symlink_to("/etc")
+    async with opened(spare, host_paths=(allowed,)) as driver:
+        plain = HostMount(source=str(allowed / "plain"), target="/data")
+        assert (await spare.box(driver, mounts=(plain,))).id
+        for wrong in (
+            {"mounts": (HostMount(source=str(allowed / "out"), target="/data"),)},
+            {"image": f"dir:{allowed / 'out'}"},
+        ):
+            with pytest.raises(StartFailed, match="leads out of the directories"):
+                await spare.box(driver, **wrong)

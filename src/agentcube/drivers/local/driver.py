@@ -62,6 +62,7 @@ class LocalDriver:
         data_dir: durable state: `sandboxes/` and `images/`.
         runtime_dir: sockets; short (they are limited to 108 bytes), ours alone, exists.
         env_cache: Python environments of `image: host`; None for this user's cache.
+        host_paths: directories that templates may use; looked at again whenever one is opened. None: any.
         off, entry, extra: for tests of the walls only: guards to leave out, another PicoD, its modules.
     """
 
@@ -73,6 +74,7 @@ class LocalDriver:
         data_dir: Path,
         runtime_dir: Path,
         env_cache: Path | None = None,
+        host_paths: Sequence[Path] | None = None,
         off: Collection[str] = (),
         entry: str = ENTRY,
         extra: tuple[Path, ...] = (),
@@ -83,6 +85,7 @@ class LocalDriver:
         self._records = Records(data_dir / "sandboxes")
         self._instance = hashlib.sha256(os.fsencode(data_dir.resolve())).hexdigest()[:8]
         self._workspaces = Workspaces(self._images / "workspaces")
+        self._host_paths = None if host_paths is None else [os.path.realpath(p) for p in host_paths]
         self._off, self._entry, self._extra = off, entry, extra
         self._ranges = UidRanges.detect()
         self._launches = anyio.CapacityLimiter(_LAUNCHES_MAX)
@@ -140,6 +143,7 @@ class LocalDriver:
             records=self._records,
             runtime_dir=self._runtime_dir,
             entry=self._entry,
+            host_paths=self._host_paths,
             off=self._off,
         )
 

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,11 @@ class Sockets:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launcher:
-    """What every launch needs. `off` are guards that a test turned off; nothing else can set them."""
+    """What every launch needs.
+
+    `host_paths` are the directories that templates may use, real paths; None when that is somebody
+    else's business. `off` are guards that a test turned off; nothing else can set them.
+    """
 
     identity: identity.Identity
     zygote: Zygote
@@ -59,6 +64,7 @@ class Launcher:
     records: Records
     runtime_dir: Path
     entry: str
+    host_paths: Sequence[str] | None = None
     off: Collection[str] = ()
 
     def launch(self, spec: SandboxSpec, image: ImageRoot, uid_base: int | None) -> Record:
@@ -98,7 +104,7 @@ class Launcher:
         fds["log"] = keep(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
         for number, fd in enumerate(cgroup.user_fds()):
             fds[f"group:{number}"] = keep(fd)
-        mounts = _mounts(image, spec.mounts)
+        mounts = _mounts(image, spec.mounts, self.host_paths)
         if self.identity.lends:
             fds.update(self._lend(keep, record, spec, image, mounts))
         request = self._request(spec, image, mounts)
@@ -137,11 +143,13 @@ class Launcher:
         mounts: Sequence[dict[str, Any]],
     ) -> dict[str, int]:
         """Detached mounts of what the sandbox may see; it could not open their paths itself."""
-        fds = {"lower": keep(_lent(str(image.lower), kernel.RDONLY, recursive=False))}
+        within = self._lower_within(spec)
+        fds = {"lower": keep(_lent(str(image.lower), kernel.RDONLY, recursive=False, within=within))}
         for name in DEVICES:
             fds[f"device:{name}"] = keep(_lent(f"/dev/{name}", kernel.NOEXEC, recursive=False, nodev=False))
         for number, mount in enumerate(mounts):
-            fds[f"mount:{number}"] = keep(_lent(mount["source"], kernel.RDONLY if mount["read_only"] else 0))
+            attributes = kernel.RDONLY if mount["read_only"] else 0
+            fds[f"mount:{number}"] = keep(_lent(mount["source"], attributes, within=mount["within"]))
         owner = identity.USER if record.uid_base is None else record.uid_base + identity.USER
         if "uids" in self.off:
             owner = identity.USER
@@ -162,12 +170,18 @@ class Launcher:
             "stage": "/stage" if self.identity.lends else str(self.runtime_dir / "stage"),
             "hostname": "sandbox",
             "lower": str(image.lower),
+            "lower_within": self._lower_within(spec),
             "mounts": list(mounts),
             "tmp_bytes": spec.resources.tmp_bytes,
             "workspace_bytes": spec.resources.workspace_bytes,
             "entry": self.entry,
             "config": self._config(spec, image),
         }
+
+    def _lower_within(self, spec: SandboxSpec) -> list[str] | None:
+        """Where the image has to be: only directories that a template names are not ours to trust."""
+        named = spec.image.startswith("dir:") and self.host_paths is not None
+        return list(self.host_paths or ()) if named else None
 
     def _config(self, spec: SandboxSpec, image: ImageRoot) -> dict[str, Any]:
         """PicoD's configuration, but for its descriptors."""
@@ -195,7 +209,7 @@ class Launcher:
                 "pids_max": spec.resources.pids_max,
                 "mode": self.cgroups.limits,
             },
-            "version": metadata.version("agentcube"),
+            "version": _version(),
         }
 
     def _facts(self) -> dict[str, str]:
@@ -241,8 +255,20 @@ class _Descriptors:
         return fd
 
 
-def _lent(path: str, attributes: int, *, recursive: bool = True, nodev: bool = True) -> int:
-    fd = kernel.open_tree(path, f"open {path}", recursive=recursive)
+@cache
+def _version() -> str:
+    return metadata.version("agentcube")
+
+
+def _lent(
+    path: str,
+    attributes: int,
+    *,
+    recursive: bool = True,
+    nodev: bool = True,
+    within: Sequence[str] | None = None,
+) -> int:
+    fd = kernel.open_tree(path, f"open {path}", recursive=recursive, within=within)
     attributes |= kernel.NOSUID | (kernel.NODEV if nodev else 0)
     try:
         kernel.set_mount(fd, f"restrict {path}", attributes=attributes, recursive=recursive)
@@ -252,13 +278,22 @@ def _lent(path: str, attributes: int, *, recursive: bool = True, nodev: bool = T
     return fd
 
 
-def _mounts(image: ImageRoot, wanted: Sequence[HostMount]) -> list[dict[str, Any]]:
+def _mounts(
+    image: ImageRoot, wanted: Sequence[HostMount], host_paths: Sequence[str] | None
+) -> list[dict[str, Any]]:
     """The image's binds and the template's mounts, as the request has them."""
-    found = [(str(b.source), b.target, True) for b in image.binds]
-    found += [(m.source, os.path.normpath(m.target), m.read_only) for m in wanted]
+    found: list[tuple[str, str, bool, Sequence[str] | None]]
+    found = [(str(b.source), b.target, True, None) for b in image.binds]
+    found += [(m.source, os.path.normpath(m.target), m.read_only, host_paths) for m in wanted]
     return [
-        {"source": source, "target": target, "read_only": read_only, "folder": os.path.isdir(source)}
-        for source, target, read_only in found
+        {
+            "source": source,
+            "target": target,
+            "read_only": read_only,
+            "folder": os.path.isdir(source),
+            "within": within,
+        }
+        for source, target, read_only, within in found
     ]
 
 

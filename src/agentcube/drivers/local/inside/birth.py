@@ -122,7 +122,9 @@ def _live(channel: socket.socket, program: bytes) -> None:
     os.setsid()
     request = _ask(channel)
     fields = request.fields
+    limits = os.open("/proc/sys/user", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     root.build(_root_plan(request))
+    confine.limit_kernel_objects(limits)
     socket.sethostname(fields["hostname"])
     if not request.off("network"):
         kernel.loopback_up()
@@ -166,11 +168,15 @@ def _root_plan(request: Request) -> root.Plan:
 
 def _open_sources(fields: Mapping[str, Any]) -> dict[str, int]:
     """Without root nobody can lend mounts across user namespaces: open them here, before the root changes."""
-    found = {"lower": kernel.open_tree(fields["lower"], "open the image", recursive=False)}
+    found = {
+        "lower": kernel.open_tree(
+            fields["lower"], "open the image", recursive=False, within=fields["lower_within"]
+        )
+    }
     for name in root.DEVICES:
         found[f"device:{name}"] = kernel.open_tree(f"/dev/{name}", f"open /dev/{name}", recursive=False)
     for i, mount in enumerate(fields["mounts"]):
-        fd = kernel.open_tree(mount["source"], f"open {mount['source']}")
+        fd = kernel.open_tree(mount["source"], f"open {mount['source']}", within=mount["within"])
         attributes = NOSUID | NODEV | (RDONLY if mount["read_only"] else 0)
         kernel.set_mount(fd, f"restrict {mount['source']}", attributes=attributes)
         found[f"mount:{i}"] = fd

@@ -21,6 +21,23 @@ _SECURE_NO_AMBIENT = 1 << 6 | 1 << 7
 _OPEN_FILES = (4096, 16_384)
 """Soft and hard limit of open files per process: enough for servers; times `pids_max` it bounds the rest."""
 
+# What the kernel counts per user, and for all sandboxes together at the id that made them: so none
+# may take it all. Signals in queues, bytes in POSIX queues and in locked memory.
+_SHARED_LIMITS = (
+    (resource.RLIMIT_SIGPENDING, 4096),
+    (resource.RLIMIT_MSGQUEUE, 256 << 10),
+    (resource.RLIMIT_MEMLOCK, 1 << 20),
+)
+
+_OBJECTS = {
+    # More namespaces of a sandbox's own would be a way around its walls; the filter says no as well.
+    **{f"max_{kind}_namespaces": 0 for kind in "user mnt pid net ipc uts cgroup time".split()},
+    "max_inotify_instances": 32,
+    "max_inotify_watches": 16_384,
+    "max_fanotify_groups": 0,
+}
+"""Limits of this user namespace (/proc/sys/user), where they are writable."""
+
 
 def become_root_inside() -> None:
     """Take uid and gid 0 of a freshly mapped user namespace, and leave the server's groups behind."""
@@ -41,6 +58,35 @@ def set_limits() -> None:
     """Limits of every sandbox: no core dumps (they would be written by a helper outside), open files."""
     limit(resource.RLIMIT_CORE, 0, 0)
     limit(resource.RLIMIT_NOFILE, *_OPEN_FILES)
+    for kind, most in _SHARED_LIMITS:
+        limit(kind, most, most)
+
+
+def lift_limits() -> None:
+    """Let nothing that is counted for all sandboxes together run out; each has limits of its own then."""
+    for kind in (resource.RLIMIT_NPROC, *(kind for kind, _ in _SHARED_LIMITS)):
+        try:
+            resource.setrlimit(kind, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        except (ValueError, OSError):
+            pass  # root without CAP_SYS_RESOURCE, as in containers: what holds there holds here
+
+
+def limit_kernel_objects(folder: int) -> None:
+    """Bound what this sandbox can have of things that the kernel has a limited number of.
+
+    `folder` is /proc/sys/user, opened while it was writable. The last step with mounts: each detached
+    mount is a namespace for a moment. As well as possible: in a container /proc/sys is read-only, and
+    the machine's limits hold.
+    """
+    for name, most in _OBJECTS.items():
+        try:
+            fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=folder)
+            try:
+                os.write(fd, str(most).encode())
+            finally:
+                os.close(fd)
+        except OSError:
+            continue
 
 
 def drop_capabilities(keep: int) -> None:

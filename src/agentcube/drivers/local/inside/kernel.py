@@ -7,7 +7,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from agentcube.drivers.local.inside.numbers import number
 
@@ -36,7 +36,6 @@ _RESOLVE_NO_MAGICLINKS, _RESOLVE_IN_ROOT = 0x02, 0x10
 
 # Attributes of mounts (linux/mount.h).
 RDONLY, NOSUID, NODEV, NOEXEC = 0x01, 0x02, 0x04, 0x08
-IDMAP = 0x0010_0000
 
 PR_SET_DUMPABLE = 4
 PR_CAPBSET_DROP = 24
@@ -89,17 +88,28 @@ def unshare(flags: int, step: str) -> None:
     call(step, "unshare", flags)
 
 
-def open_tree(path: str, step: str, *, recursive: bool = True) -> int:
-    """A detached copy of the mount at `path`, as a close-on-exec descriptor. Needs Linux 5.2."""
+def open_tree(path: str, step: str, *, recursive: bool = True, within: Sequence[str] | None = None) -> int:
+    """A detached copy of the mount at `path`, as a close-on-exec descriptor. Needs Linux 5.2.
+
+    With `within`, what `path` leads to, links resolved, has to be one of these directories or below;
+    it is looked at after it was opened, so that nobody can put a link there in between.
+    """
     flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | (_AT_RECURSIVE if recursive else 0)
-    return call(step, "open_tree", AT_FDCWD, os.fsencode(path), flags)
+    if within is None:
+        return call(step, "open_tree", AT_FDCWD, os.fsencode(path), flags)
+    found = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        real = os.readlink(f"/proc/self/fd/{found}")
+        if not any(real == folder or real.startswith(folder.rstrip("/") + "/") for folder in within):
+            raise StepFailed(errno.EACCES, step, "it leads out of the directories that templates may use")
+        return call(step, "open_tree", found, b"", flags | _AT_EMPTY_PATH)
+    finally:
+        os.close(found)
 
 
-def set_mount(
-    fd: int, step: str, *, attributes: int = 0, clear: int = 0, recursive: bool = True, userns: int = -1
-) -> None:
-    """Set and clear attributes of the mount at descriptor `fd`, and of all below it. Needs Linux 5.12."""
-    record = struct.pack("=QQQQ", attributes, clear, 0, max(userns, 0))
+def set_mount(fd: int, step: str, *, attributes: int, recursive: bool = True) -> None:
+    """Set attributes of the mount at descriptor `fd`, and of all below it. Needs Linux 5.12."""
+    record = struct.pack("=QQQQ", attributes, 0, 0, 0)
     flags = _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
     call(step, "mount_setattr", fd, b"", flags, ctypes.create_string_buffer(record, len(record)), len(record))
 

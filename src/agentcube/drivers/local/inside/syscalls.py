@@ -56,11 +56,6 @@ ALLOWED: tuple[Group, ...] = (
         """,
     ),
     _group(
-        "Native asynchronous I/O",
-        "Databases use it on files. Not io_uring, whose requests no filter sees.",
-        "io_setup io_destroy io_submit io_cancel io_getevents io_pgetevents",
-    ),
-    _group(
         "Memory",
         "Allocate, protect and advise on one's own memory; memory files and huge allocations count against "
         "the sandbox's limit.",

@@ -86,6 +86,7 @@ def _wall_off(settings: dict[str, Any]) -> None:
     kernel.set_mount(here, "make the zygote's root read-only", attributes=RDONLY, recursive=False)
     os.close(here)
     kernel.pivot_to_cwd("change the zygote's root")
+    confine.lift_limits()
     confine.become_nobody(settings["uid"])
 
 
