@@ -82,8 +82,8 @@ class Manager:
         self._records = Records(store, clock)
         acts = Acts(settings, self._records, driver, signer, clock)
         self._reconciler = Reconciler(self._records, driver, acts, clock)
-        self._recovery = Recovery(settings, store, driver, acts, self._reconciler)
         self._pools = Pools(settings, store, driver, signer, clock)
+        self._recovery = Recovery(settings, store, driver, acts, self._reconciler, self._pools)
         self.deadlines = Deadlines(settings, store, self._reconciler, clock)
         self.watch = Watch(settings, store, driver, self._reconciler)
         self._records.on_due = self.deadlines.note

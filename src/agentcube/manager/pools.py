@@ -83,6 +83,10 @@ class Pools:
         """Something changed (a claim, a template): look at the pools soon."""
         self._wake.set()
 
+    def doom(self, id: SandboxId) -> None:
+        """A sandbox that nobody has and that could not be destroyed: tried again with each pass."""
+        self._doomed.setdefault(id, None)
+
     def note(self, template: TemplateKey, *, claimed: bool) -> None:
         """A session was asked for, and came from the pool or did not."""
         record = self._records[template]

@@ -13,6 +13,7 @@ import structlog
 
 from agentcube.errors import AgentCubeError, SessionNotFound, StoreFailed
 from agentcube.manager.acts import Acts
+from agentcube.manager.pools import Pools
 from agentcube.manager.reconciler import Reconciler
 from agentcube.manager.settings import ManagerSettings
 from agentcube.model.ids import SandboxId, SessionId, sandbox_id_for
@@ -41,12 +42,14 @@ class Recovery:
         driver: SandboxDriver,
         acts: Acts,
         reconciler: Reconciler,
+        pools: Pools,
     ) -> None:
         self._settings = settings
         self._store = store
         self._driver = driver
         self._acts = acts
         self._reconciler = reconciler
+        self._pools = pools
         self._doubtful: dict[SessionId, Session] = {}
 
     async def run(self) -> list[Session]:
@@ -75,7 +78,10 @@ class Recovery:
 
     async def _destroy_orphan(self, id: SandboxId) -> None:
         log.warning("sandbox without a session destroyed", sandbox=id)
-        await self._driver.destroy(id)
+        try:
+            await self._driver.destroy(id)
+        except AgentCubeError:
+            self._pools.doom(id)
 
     async def _recover_warm(self, entry: WarmSandbox) -> None:
         if entry.state is WarmState.READY and entry.sandbox is not None:
@@ -87,8 +93,9 @@ class Recovery:
             except AgentCubeError as exc:
                 log.info("warm sandbox not adopted", sandbox=entry.id, code=exc.code)
         # Half-made, dead or doubtful: nobody owns it, so it is not worth a doubt.
-        if await self._store.remove_warm(entry.id):
-            await self._driver.destroy(entry.id)
+        # Destroyed before it is forgotten: one that cannot be is left to the pools.
+        await self._driver.destroy(entry.id)
+        await self._store.remove_warm(entry.id)
 
     async def _recover_session(self, session: Session) -> None:
         if session.phase is Phase.PENDING:

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
+from agentcube.durations import format_duration
 from agentcube.errors import (
     BY_CODE,
     AgentCubeError,
@@ -22,6 +23,7 @@ from agentcube.errors import (
     SessionFailed,
     SessionNotFound,
     StartTimedOut,
+    TemplateNotFound,
     Unavailable,
 )
 from agentcube.manager.admission import Admission
@@ -156,9 +158,9 @@ class Sessions:
     def _new(self, template: Template, wish: Wish, subject: Subject) -> Session:
         now = self._clock.now()
         ttl = wish.ttl or template.max_session_duration
-        if ttl > template.max_session_duration:
-            _must(wish.bounded, template, ttl)
-            ttl = template.max_session_duration
+        if wish.bounded:
+            ttl = min(ttl, template.max_session_duration)
+        _check_ttl(ttl, template)
         return Session(
             id=new_session_id(),
             template=template.key,
@@ -296,9 +298,10 @@ class Sessions:
         """Change timeouts and metadata. Raises SessionNotFound, Invalid, InvalidTransition."""
         session = await self.get(id, subject)
         if changes.ttl is not None:
-            template = await self._store.get_template(session.template)
-            if changes.ttl > template.max_session_duration:
-                _must(False, template, changes.ttl)
+            try:
+                _check_ttl(changes.ttl, await self._store.get_template(session.template))
+            except TemplateNotFound:
+                pass  # whoever deleted it took its bounds away too
         return await self._records.change(id, lambda now: _changed(now, changes, self._clock.now()))
 
     async def delete(self, id: SessionId, subject: Subject) -> None:
@@ -360,11 +363,12 @@ def _fits_pool(session: Session, template: Template) -> bool:
     return session.resources is None and not (session.env and template.command)
 
 
-def _must(bounded: bool, template: Template, ttl: timedelta) -> None:
-    if not bounded:
+def _check_ttl(ttl: timedelta, template: Template) -> None:
+    most = template.max_session_duration
+    if ttl > most:
         raise Invalid(
-            f"ttl {ttl} is longer than {template.key} allows: maxSessionDuration is "
-            f"{template.max_session_duration}"
+            f"ttl {format_duration(ttl.total_seconds())} is longer than {template.key} allows: its "
+            f"maxSessionDuration is {format_duration(most.total_seconds())}"
         )
 
 

@@ -12,7 +12,16 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-from agentcube.wire.fields import Bytes, Count, CpuMillis, DnsLabel, Env, Metadata, Seconds
+from agentcube.wire.fields import (
+    Bytes,
+    Count,
+    CpuMillis,
+    DnsLabel,
+    Env,
+    Metadata,
+    MetadataPatch,
+    Seconds,
+)
 
 KindName = Literal["AgentRuntime", "CodeInterpreter"]
 PhaseName = Literal[
@@ -118,7 +127,7 @@ class PatchSession(_Asked):
     ttl: Seconds | None = None
     idle_timeout: Seconds | None = None
     suspend_after: Annotated[Seconds | None, Field(description="null: never.")] = None
-    metadata: Annotated[dict[str, str | None] | None, Field(max_length=64)] = None
+    metadata: MetadataPatch | None = None
 
 
 class SandboxBody(_Answered):

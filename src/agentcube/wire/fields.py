@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import re
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema
 
 from agentcube.durations import parse_duration
 from agentcube.wire.quantities import parse_bytes, parse_count, parse_cpu_millis
+
+T = TypeVar("T", str, str | None)
 
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
@@ -52,11 +54,11 @@ def _positive(seconds: float) -> timedelta:
     return timedelta(seconds=seconds)
 
 
-def _metadata(value: dict[str, str]) -> dict[str, str]:
+def _metadata(value: dict[str, T]) -> dict[str, T]:
     if len(value) > METADATA_MAX:
         raise ValueError(f"at most {METADATA_MAX} entries")
     for key, text in value.items():
-        if not 0 < len(key) <= METADATA_KEY_MAX or len(text) > METADATA_VALUE_MAX:
+        if not 0 < len(key) <= METADATA_KEY_MAX or len(text or "") > METADATA_VALUE_MAX:
             raise ValueError(
                 f"keys have 1 to {METADATA_KEY_MAX} characters, values at most {METADATA_VALUE_MAX}"
             )
@@ -103,6 +105,7 @@ Seconds = Annotated[
     ),
 ]
 Metadata = Annotated[dict[str, str], AfterValidator(_metadata)]
+MetadataPatch = Annotated[dict[str, str | None], AfterValidator(_metadata)]
 Env = Annotated[dict[str, str], AfterValidator(check_env)]
 _QUANTITY = {"anyOf": [{"type": "string"}, {"type": "number"}]}
 Bytes = Annotated[int, _quantity(parse_bytes), WithJsonSchema({**_QUANTITY, "examples": ["512Mi"]})]

@@ -13,7 +13,15 @@ from datetime import date, timedelta
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
 
 from agentcube.errors import Invalid
@@ -64,10 +72,19 @@ class EnvVar(_Kubernetes):
     value_from: Any = None
 
 
+def _quantity(value: Any) -> str | int | float:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError('a quantity is text such as "512Mi", or a number')
+    return value
+
+
+Quantity = Annotated[Any, AfterValidator(_quantity)]
+
+
 class ResourceRequirements(_Kubernetes):
     """Kubernetes resources; `limits` bounds the sandbox."""
 
-    limits: dict[str, str | int | float] | None = None
+    limits: dict[str, Quantity] | None = None
 
 
 class VolumeMount(_Kubernetes):

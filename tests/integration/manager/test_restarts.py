@@ -141,6 +141,17 @@ async def test_a_warm_sandbox_that_did_not_live_through_the_restart_is_replaced(
         await world.pool_of(manager, ready=2)
 
 
+async def test_what_a_start_cannot_destroy_is_tried_again(world) -> None:
+    stranger, half = new_sandbox_id(), new_sandbox_id()
+    for id in (stranger, half):
+        await world.driver.create(SandboxSpec(id=id))
+    await world.store.put_warm(sample_warm(half, state=WarmState.STARTING))
+    world.driver.fail("destroy", DriverFailed("umount: busy"), times=3)
+    async with world.manager():
+        await eventually(lambda: not world.machine.boxes)
+        assert await world.store.list_warm() == []
+
+
 async def test_sessions_whose_sandbox_is_gone_fail_with_the_reason(world) -> None:
     async with world.manager() as manager:
         await manager.service.catalog.put(world.INTERPRETER, world.interpreter())

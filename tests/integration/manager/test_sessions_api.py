@@ -217,7 +217,20 @@ async def test_a_session_is_changed(api) -> None:
     problem(await api.patch(path, json={"ttl": "9h"}), 400, "invalid")
     problem(await api.patch(path, json={"ttl": 0.000001}), 400, "invalid")
     problem(await api.patch(path, json={"phase": "Ready"}), 400, "invalid")
+    problem(await api.patch(path, json={"metadata": {"k": "v" * 2000}}), 400, "invalid")
     problem(await api.patch("/v1/sessions/unknown", json={"ttl": 60}), 404, "session_not_found")
+
+
+async def test_a_session_whose_template_was_deleted_is_still_changed(api) -> None:
+    id = (await api.post("/v1/sessions", json={"name": "my-interpreter"})).json()["id"]
+    await api.delete("/v1/namespaces/default/code-interpreters/my-interpreter")
+    assert (await api.patch(f"/v1/sessions/{id}", json={"ttl": "9h"})).json()["ttl"] == 9 * 3600
+
+
+async def test_a_failed_session_cannot_be_changed(api, world) -> None:
+    world.driver.fail("create", StartFailed("no"))
+    id = (await api.post("/v1/sessions", json={"name": "my-interpreter"})).json()["session"]
+    problem(await api.patch(f"/v1/sessions/{id}", json={"ttl": "1h"}), 409, "invalid_transition")
 
 
 async def test_the_same_key_and_body_answer_with_the_same_session(api, world) -> None:

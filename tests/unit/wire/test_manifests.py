@@ -73,6 +73,10 @@ def test_defaults_are_those_of_the_go_system() -> None:
         ({**AGENT, "metadata": {}}, "/metadata/name"),
         ({**AGENT, "extra": 1}, "/extra"),
         (interpreter(template={"image": "x", "privileged": True}), "/spec/template/privileged"),
+        (
+            interpreter(template={"resources": {"limits": {"cpu": [1]}}}),
+            "/spec/template/resources/limits/cpu",
+        ),
         (interpreter(warmPoolSize=2, warmPool={"target": 3}), "/spec"),
         (interpreter(authMode="open"), "/spec/authMode"),
     ],
