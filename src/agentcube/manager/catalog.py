@@ -22,11 +22,12 @@ class Catalog:
     def __init__(self, store: TemplateStore, pools: Pools, policy: TemplatePolicy) -> None:
         self._store = store
         self._pools = pools
-        self._policy = policy
+        self.policy = policy
+        """What this machine allows; the manager completes it once it knows its driver's powers."""
 
     async def put(self, key: TemplateKey, document: Mapping[str, Any]) -> tuple[Template, bool]:
         """Store the manifest; the template, and whether it is new. Its pool follows. Raises Invalid."""
-        template = template_of(document, key, self._policy)
+        template = template_of(document, key, self.policy)
         try:
             await self._store.get_template(key)
             new = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import structlog
 
@@ -100,7 +101,10 @@ class Manager:
         self._admission.pause()
         try:
             async with asyncio.TaskGroup() as group:
-                self._records.can_suspend = (await self._driver.capabilities()).suspend
+                powers = await self._driver.capabilities()
+                self._records.can_suspend = powers.suspend
+                catalog = self.service.catalog
+                catalog.policy = replace(catalog.policy, isolation=powers.isolation)
                 group.create_task(self._reconciler.run(), name="reconciler")
                 await self._reconciler.running.wait()
                 self._admission.reset(await self._recovery.run())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 import structlog
 
@@ -295,14 +295,17 @@ class Sessions:
         return await self._store.list(query if subject.admin else replace(query, owner=subject.name))
 
     async def change(self, id: SessionId, changes: Changes, subject: Subject) -> Session:
-        """Change timeouts and metadata. Raises SessionNotFound, Invalid, InvalidTransition."""
+        """Change timeouts and metadata; a lifetime that is over already ends the session.
+
+        Raises SessionNotFound, Invalid, InvalidTransition.
+        """
         session = await self.get(id, subject)
         if changes.ttl is not None:
             try:
                 _check_ttl(changes.ttl, await self._store.get_template(session.template))
             except TemplateNotFound:
                 pass  # whoever deleted it took its bounds away too
-        return await self._records.change(id, lambda now: _changed(now, changes, self._clock.now()))
+        return await self._records.change(id, lambda now: _changed(now, changes))
 
     async def delete(self, id: SessionId, subject: Subject) -> None:
         """End the session; returns when it is gone, or certain to go. Raises SessionNotFound."""
@@ -382,12 +385,10 @@ def _resuming(session: Session) -> Session | None:
     return session.advanced(Trigger.RESUME) if session.phase is Phase.PAUSED else None
 
 
-def _changed(session: Session, changes: Changes, now: datetime) -> Session:
+def _changed(session: Session, changes: Changes) -> Session:
     if session.phase not in LIVE:
         raise InvalidTransition(f"a session that is {session.phase} cannot be changed", session=session.id)
     expires_at = session.expires_at if changes.ttl is None else session.created_at + changes.ttl
-    if expires_at <= now and changes.ttl is not None:
-        raise Invalid("ttl counts from creation: with this one the session would be over; delete it instead")
     metadata = {**session.metadata, **changes.metadata}
     kept = {key: value for key, value in metadata.items() if value is not None}
     if len(kept) > _METADATA_MAX:

@@ -33,6 +33,7 @@ from agentcube.wire.quantities import parse_bytes, parse_count, parse_cpu_millis
 HOST_IMAGE = "host"
 _SOURCES = ("dir:", "tar:")
 _CONTAINER = "/spec/podTemplate/spec/containers/0"
+_TIERS = tuple(Isolation)  # weakest first
 _RESOURCES = {
     "cpu": ("cpu_millis", parse_cpu_millis),
     "memory": ("memory_bytes", parse_bytes),
@@ -43,9 +44,13 @@ _RESOURCES = {
 
 @dataclass(frozen=True, slots=True)
 class TemplatePolicy:
-    """What this machine lets templates take from it: nothing below any other directory."""
+    """What this machine lets templates take from it, and how strongly it can isolate.
+
+    `host_paths`: nothing below any other directory. `isolation`: the strongest tier there is here.
+    """
 
     host_paths: tuple[Path, ...] = ()
+    isolation: Isolation = Isolation.NAMESPACE
 
     def allows(self, path: str) -> bool:
         """Whether `path`, with its links resolved, lies below an allowed directory."""
@@ -108,13 +113,16 @@ class _Reading:
         least, aim, most = pool.sizes()
         if spec.network is not None and spec.network.egress:
             self._refuse("/spec/network/egress", "sandboxes have no network on this machine; leave it empty")
+        tier = Isolation.NAMESPACE if spec.isolation in (None, "any") else Isolation(spec.isolation)
+        if spec.isolation and _TIERS.index(tier) > _TIERS.index(self._policy.isolation):
+            self._refuse("/spec/isolation", f"this machine has {self._policy.isolation}, not {tier}")
         if spec.volumes:
             self._refuse("/spec/volumes", "there are no named volumes on this machine")
         return Template(
             key=key,
             manifest={name: value for name, value in document.items() if name != "status"},
             environment="default" if spec.environment is None else spec.environment,
-            isolation=Isolation.NAMESPACE if spec.isolation in (None, "any") else Isolation(spec.isolation),
+            isolation=tier,
             session_timeout=spec.idle_timeout,
             max_session_duration=spec.ttl,
             suspend_after=spec.suspend_after,

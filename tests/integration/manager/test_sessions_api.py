@@ -215,10 +215,19 @@ async def test_a_session_is_changed(api) -> None:
     assert changed["revision"] > made["revision"]
     assert (await api.patch(path, json={"suspend_after": None})).json()["suspend_after"] is None
     problem(await api.patch(path, json={"ttl": "9h"}), 400, "invalid")
-    problem(await api.patch(path, json={"ttl": 0.000001}), 400, "invalid")
     problem(await api.patch(path, json={"phase": "Ready"}), 400, "invalid")
     problem(await api.patch(path, json={"metadata": {"k": "v" * 2000}}), 400, "invalid")
     problem(await api.patch("/v1/sessions/unknown", json={"ttl": 60}), 404, "session_not_found")
+
+
+async def test_a_lifetime_that_is_over_ends_the_session(api) -> None:
+    id = (await api.post("/v1/sessions", json={"name": "my-interpreter"})).json()["id"]
+    assert (await api.patch(f"/v1/sessions/{id}", json={"ttl": 0.001})).status_code == 200
+
+    async def gone() -> bool:
+        return (await api.get(f"/v1/sessions/{id}")).status_code == 404
+
+    await eventually(gone, within=3)
 
 
 async def test_a_session_whose_template_was_deleted_is_still_changed(api) -> None:

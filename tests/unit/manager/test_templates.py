@@ -19,7 +19,7 @@ def agent(container=None, pod=None, **spec) -> dict:
 
 
 def read(document, key=AGENT, *allowed):
-    return template_of(document, key, TemplatePolicy(tuple(allowed)))
+    return template_of(document, key, TemplatePolicy(tuple(allowed), Isolation.GVISOR))
 
 
 def refused(document, key=AGENT, *allowed) -> list[str]:
@@ -132,6 +132,7 @@ def test_the_status_of_a_manifest_is_not_kept() -> None:
         (agent(targetPort=[{"port": 1}, {"port": 2, "pathPrefix": "/"}]), "/spec/targetPort/1/pathPrefix"),
         (agent(network={"egress": ["pypi.org:443"]}), "/spec/network/egress"),
         (agent(volumes=["cache"]), "/spec/volumes"),
+        (agent(isolation="microvm"), "/spec/isolation"),
     ],
 )
 def test_what_this_machine_cannot_honour_is_refused_and_not_dropped(document, pointer) -> None:
