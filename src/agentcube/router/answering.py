@@ -11,7 +11,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from agentcube import http1
-from agentcube.errors import AgentCubeError, Unreachable
+from agentcube.errors import AgentCubeError, LimitExceeded, Unreachable
 from agentcube.router import heads, problems, slow
 from agentcube.router.downstream import Downstream
 from agentcube.wire.names import REQUEST_ID_HEADER, SESSION_HEADER
@@ -100,7 +100,10 @@ class Answering(Downstream):
         """
         if self.entry is None:
             self.entry = entry
-            self.engine.admit(entry)
+            entry.in_flight += 1  # whatever comes of it, `_end_exchange` counts it out
+            limit = self.engine.settings.in_flight_per_session_max
+            if entry.in_flight > limit:
+                raise LimitExceeded("too many requests of this session are in flight", limit=limit)
 
     def _note_flow(self, idle_s: float) -> None:
         self.deadline = self.engine.now + idle_s
@@ -280,8 +283,9 @@ class Answering(Downstream):
             self._state = _HEAD
             self._searched = 0
             self.deadline = now + settings.keep_alive_timeout_s
-            self.hold_reading(False)
-            if self.held:
+            if self._reading_held:
+                self.hold_reading(False)
+            if self._held:
                 # Not by a call: a read may hold thousands of requests, and the stack has an end.
                 asyncio.get_running_loop().call_soon(self._continue)
         elif self._state is _WAIT and not self.held:

@@ -112,7 +112,7 @@ class Client(Answering):
     def _on_head(self, data: bytes) -> None:
         engine = self.engine
         searched = self._searched
-        if self.held:
+        if self._held:
             data = self.take_held() + data
         try:
             end = http1.request_end(data, searched)

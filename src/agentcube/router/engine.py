@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from agentcube.errors import LimitExceeded, Unavailable
+from agentcube.errors import Unavailable
 from agentcube.model.sandbox import Endpoint
 from agentcube.model.session import Session
 from agentcube.ports.clock import Clock
@@ -22,7 +22,7 @@ from agentcube.router.activity import Activity
 from agentcube.router.flights import Flights
 from agentcube.router.heads import Reader
 from agentcube.router.pool import Pools
-from agentcube.router.sessions import Entry, Sessions, manager_port
+from agentcube.router.sessions import Sessions, manager_port
 from agentcube.router.settings import RouterSettings
 from agentcube.router.targets import Routes
 from agentcube.router.tokens import Tokens
@@ -81,14 +81,6 @@ class Engine:
     def next_id(self) -> bytes:
         """A fresh request id, unique among all Routers."""
         return b"%b-%x" % (self._id_prefix, next(self._ids))
-
-    def admit(self, entry: Entry) -> None:
-        """Count a request of `entry` in, whatever comes of it. Raises LimitExceeded above the limit."""
-        entry.in_flight += 1
-        if entry.in_flight > self.settings.in_flight_per_session_max:
-            raise LimitExceeded(
-                "too many requests of this session are in flight", limit="in_flight_per_session"
-            )
 
     def spawn(self, work: Coroutine[None, None, None], name: str) -> None:
         """Run `work` beside the connections. What it does not handle is logged: it is a bug."""

@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 from agentcube import http1
+from agentcube.model.ids import SessionId
 from agentcube.router.memo import Memo
 from agentcube.wire.names import ERROR_HEADER, REQUEST_ID_HEADER, SESSION_HEADER
 
@@ -68,7 +69,7 @@ _RESPONSE_KINDS = {
 _FLEETING = frozenset((b"traceparent", b"tracestate"))  # kept lines that never come again
 _REQUEST_ID_OK = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}").fullmatch
 
-# What a line means and the value that goes with that meaning: bytes, int or frozenset[bytes].
+# What a line means and the value that goes with that meaning: bytes, int, str or frozenset[bytes].
 _Entry = tuple[int, Any]
 
 
@@ -96,7 +97,7 @@ class Request:
     body: int  # length, or http1.CHUNKED
     keep_alive: bool
     upgrade: bytes | None
-    session_id: str | None
+    session_id: SessionId | None
     authorization: bytes | None
     host: bytes
     id: bytes  # b"" when the client gave none that we accept
@@ -143,6 +144,8 @@ def _classify(line: bytes, kinds: dict[bytes, int]) -> _Entry:
         return kind, http1.options(value)
     elif kind == _HOST:
         http1.check_host(value)
+    elif kind == _SESSION:
+        return kind, value.decode("latin-1")
     elif kind == _KEEP:
         return (_DROP, name) if name.startswith(_OWN_PREFIX) else (_KEEP, name)
     return kind, value
@@ -151,9 +154,10 @@ def _classify(line: bytes, kinds: dict[bytes, int]) -> _Entry:
 class Reader:
     """Reads heads, remembering what their lines mean. One per event loop."""
 
-    __slots__ = ("_requests", "_responses")
+    __slots__ = ("_requests", "_responses", "_statuses")
 
     def __init__(self) -> None:
+        self._statuses: Memo[bytes, tuple[int, int, bytes]] = Memo(128)
         self._requests: Memo[bytes, _Entry] = Memo(_LINES)
         self._responses: Memo[bytes, _Entry] = Memo(_LINES)
 
@@ -217,13 +221,13 @@ class Reader:
             if minor == 1:
                 raise http1.ProtocolError(400, "there must be exactly one Host")
             host = b""
-        found.body = http1.request_body(minor, length, chunked)
+        found.body = http1.request_body(minor, length, True) if chunked else length or 0
         found.minor = minor
         found.keep_alive = minor == 1
         found.upgrade = None
         found.host = host
         found.authorization = authorization
-        found.session_id = session.decode("latin-1") if session is not None else None
+        found.session_id = session
         found.kept = kept
         if connection is not None:
             self._apply_connection(found, connection, upgrade)
@@ -244,6 +248,14 @@ class Reader:
     def _survives(entry: _Entry, connection: frozenset[bytes]) -> bool:
         return entry[0] != _KEEP or entry[1] not in connection
 
+    def _status_line(self, line: bytes) -> tuple[int, int, bytes]:
+        """Minor version, status, and the line as we pass it on."""
+        minor, status, reason = http1.parse_status_line(line)
+        passed = line if minor == 1 else b"HTTP/1.1 %d %b" % (status, reason)
+        if len(line) <= _LINE_BYTES_MAX:
+            self._statuses.put(line, (minor, status, passed))
+        return minor, status, passed
+
     def answer(self, head: bytes, request: Request, *, own_session: bool) -> Answer:
         """The response that `head` makes to `request`; `own_session`: drop its session header.
 
@@ -258,9 +270,8 @@ class Reader:
     def _answer(self, head: bytes, request: Request, own_session: bool) -> Answer:
         lines = http1.split_head(head)
         found = Answer()
-        first = lines[0]
-        minor, status, reason = http1.parse_status_line(first)
-        kept = [first if minor == 1 else b"HTTP/1.1 %d %b" % (status, reason)]
+        minor, status, first = self._statuses.find(lines[0]) or self._status_line(lines[0])
+        kept = [first]
         del lines[0]
         upgrade = length = None
         connection: frozenset[bytes] | None = None

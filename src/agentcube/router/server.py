@@ -71,8 +71,8 @@ class Router:
         servers: list[asyncio.AbstractServer] = []
         try:
             for sock in listeners:
-                server = await loop.create_server(lambda: Client(engine), sock=sock)
-                servers.append(server)
+                accepting = await loop.create_server(lambda: Client(engine), sock=sock)
+                servers.append(accepting)
             async with asyncio.TaskGroup() as group:
                 loops = [
                     group.create_task(engine.run(), name="router sweep"),

@@ -17,6 +17,9 @@ from agentcube.wire.names import SESSION_HEADER
 _ID_CHARACTERS_MAX = 128  # ours have 32
 
 
+_EVERYTHING = (b"/",)  # what most templates have: one port for every path
+
+
 class Port:
     """A place in a sandbox that answers HTTP. Two Ports of one Endpoint share its pool."""
 
@@ -41,6 +44,7 @@ class Entry:
         "answer_line",
         "id",
         "in_flight",
+        "ready",
         "sandbox",
         "session",
     )
@@ -59,6 +63,8 @@ class Entry:
         """Take a newer record of the same session."""
         self.session = session
         sandbox = session.sandbox
+        # Whether a request can be sent to the sandbox now.
+        self.ready = session.phase is Phase.READY and sandbox is not None
         if sandbox is self.sandbox:
             return
         self.sandbox = sandbox
@@ -72,11 +78,6 @@ class Entry:
         self._prefixes = tuple(_absolute(route.path_prefix) for route, _ in known)
         self._ports = tuple(Port(pools.of(endpoint)) for _, endpoint in known)
 
-    @property
-    def ready(self) -> bool:
-        """Whether a request can be sent to the sandbox now."""
-        return self.session.phase is Phase.READY and self.sandbox is not None
-
     def picod(self) -> Port:
         """The sandbox's PicoD. The session must be ready."""
         assert self._picod is not None
@@ -84,6 +85,8 @@ class Entry:
 
     def port(self, path: bytes) -> Port:
         """The port that serves `path`. The session must be ready. NotFound when none does."""
+        if self._prefixes == _EVERYTHING:
+            return self._ports[0]
         if self.session.routes:
             return self._ports[longest_prefix(self._prefixes, path)]
         return self.picod()
@@ -119,11 +122,11 @@ class Sessions:
     def __init__(self, store: SessionStore, pools: Pools) -> None:
         self._store = store
         self._pools = pools
-        self._entries: dict[str, Entry] = {}
+        self._entries: dict[SessionId, Entry] = {}
 
-    def find(self, id: str) -> Entry | None:
+    def find(self, id: SessionId) -> Entry | None:
         """The entry, when this process knows the session. No I/O; None is not 'absent'."""
-        session = self._store.peek(SessionId(id))
+        session = self._store.peek(id)
         if session is None:
             return None
         entry = self._entries.get(id)
@@ -133,7 +136,7 @@ class Sessions:
             entry.renew(session, self._pools)
         return entry
 
-    async def get(self, id: str) -> Entry:
+    async def get(self, id: SessionId) -> Entry:
         """The entry, asking the store if need be. Raises SessionNotFound or StoreFailed."""
         if len(id) > _ID_CHARACTERS_MAX or not id.isascii():
             raise unknown_session()
@@ -141,7 +144,7 @@ class Sessions:
         if entry is not None:
             return entry
         try:
-            return self.keep(await self._store.get(SessionId(id)))
+            return self.keep(await self._store.get(id))
         except SessionNotFound:
             raise unknown_session() from None
 
@@ -157,9 +160,7 @@ class Sessions:
     def sweep(self) -> None:
         """Forget entries of sessions that are gone; their connections end with the idle ones."""
         gone = [
-            id
-            for id, entry in self._entries.items()
-            if not entry.in_flight and self._store.peek(SessionId(id)) is None
+            id for id, entry in self._entries.items() if not entry.in_flight and self._store.peek(id) is None
         ]
         for id in gone:
             del self._entries[id]

@@ -6,6 +6,7 @@ import re
 from typing import NamedTuple
 
 from agentcube.errors import NotFound
+from agentcube.model.ids import SessionId
 from agentcube.model.template import Kind, TemplateKey
 from agentcube.router.memo import Memo
 from agentcube.router.problems import NoSuchRoute
@@ -39,7 +40,7 @@ class Invocation(NamedTuple):
 class SandboxCall(NamedTuple):
     """A call of the PicoD of one session, named in the path."""
 
-    session_id: str
+    session_id: SessionId
     path: bytes
 
 
@@ -86,7 +87,7 @@ class Routes:
                 self._keys.put(target[: match.end(3)], key)
             return Invocation(key, path if path[:1] == b"/" else b"/" + path)
         if match := _SANDBOX_CALL(target):
-            return SandboxCall(match[1].decode(), b"/api/" + match[2])
+            return SandboxCall(SessionId(match[1].decode()), b"/api/" + match[2])
         if match := _HEALTH(target):
             return Health(match[1])
         if _MANAGED(target):

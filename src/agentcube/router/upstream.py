@@ -174,7 +174,8 @@ class Upstream(asyncio.Protocol):
         self.client = None
         self._body = None
         if clean and self._keep and client.whole and not self.closing:
-            self.resume()
+            if self._paused:
+                self.resume()
             self.reused = True
             client.give_back(self)
         else:
