@@ -41,6 +41,7 @@ class Acts:
         self._signer = signer
         self._clock = clock
         self._starts = asyncio.Semaphore(settings.starts_in_flight)
+        self._ends = asyncio.Semaphore(settings.ends_in_flight)
         self.on_forgotten: Callable[[Session], None] = lambda session: None
         """Told of every session that is gone for good."""
 
@@ -211,7 +212,8 @@ class Acts:
 
     async def _discard(self, id: SandboxId) -> bool:
         try:
-            await self._driver.destroy(id)
+            async with self._ends:
+                await self._driver.destroy(id)
         except AgentCubeError as exc:
             log.error("sandbox not destroyed", sandbox=id, code=exc.code, detail=exc.detail)
             return False

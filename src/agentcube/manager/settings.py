@@ -50,6 +50,9 @@ class ManagerSettings(BaseSettings):
     starts_in_flight: Annotated[
         Count, Field(description="Cold starts at once: more only queue for the processors.")
     ] = 16
+    ends_in_flight: Annotated[
+        Count, Field(description="Sandboxes destroyed at once, when very many end together.")
+    ] = 32
     refills_in_flight: Annotated[
         Count, Field(description="Pool starts at once: few, so that refills never starve live sessions.")
     ] = 2
