@@ -10,6 +10,7 @@ import pytest
 
 from agentcube.drivers.local.driver import LocalDriver
 from agentcube.model.plan import Seen
+from agentcube.testing.eventually import eventually
 from tests.integration.local.conftest import SMALL, Box, Machine
 
 pytestmark = pytest.mark.anyio
@@ -105,7 +106,7 @@ async def test_a_fork_bomb_that_runs_into_its_timeout_is_dead_altogether(box: Bo
         "python3", "-c", FORK_BOMB.replace("time.sleep(1)", "time.sleep(99)"), timeout="1s"
     )
     assert answer["exit_code"] == 124
-    assert processes_of_sandbox(box) <= 2
+    await eventually(lambda: processes_of_sandbox(box) <= 4)  # PicoD and what it keeps; the dead are reaped
 
 
 async def test_a_memory_bomb_is_killed_and_picod_is_not(box: Box) -> None:

@@ -93,11 +93,11 @@ async def is_as(before: dict[str, int], machine: Machine) -> None:
 
 def stand_in(machine: Machine, function: str) -> LocalDriver:
     """A driver whose PicoD is a function of stand_in.py."""
-    return machine.driver(entry=f"stand_in:{function}", extra=(HERE / "stand_in.py",))
+    return machine.driver(spares=0, entry=f"stand_in:{function}", extra=(HERE / "stand_in.py",))
 
 
 async def test_after_many_lives_the_machine_holds_what_it_held_before(machine: Machine) -> None:
-    async with machine.driver() as driver:
+    async with machine.driver(spares=0) as driver:
         await driver.destroy(
             (await driver.create(machine.spec())).id
         )  # templates and skeletons are made once
@@ -137,7 +137,7 @@ async def test_a_picod_that_does_not_start_leaves_nothing(machine: Machine, func
 
 
 async def test_a_create_cancelled_at_any_moment_leaves_nothing(machine: Machine) -> None:
-    async with machine.driver() as driver:
+    async with machine.driver(spares=0) as driver:
         await driver.destroy((await driver.create(machine.spec())).id)
         before = by_kind(count(machine))
         for milliseconds in range(0, 40, 2):
@@ -186,7 +186,7 @@ async def test_a_record_that_is_damaged_is_listed_and_destroyed(machine: Machine
 async def test_a_zygote_that_died_is_replaced_and_its_sandboxes_live_on(machine: Machine) -> None:
     async with opened(machine) as driver:
         first = await machine.box(driver)
-        pid = driver._launcher.zygote.pid
+        pid = driver._zygote.pid
         assert pid is not None
         os.kill(pid, 9)
         second = await machine.box(driver)

@@ -153,7 +153,7 @@ async def test_the_ownership_probe_notices_missing_id_mapping(
 
 @needs_root
 async def test_the_zygote_has_given_up_root_and_sees_nothing(driver: LocalDriver) -> None:
-    pid = driver._launcher.zygote.pid
+    pid = driver._zygote.pid
     status = dict(
         line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line
     )

@@ -5,14 +5,20 @@ from __future__ import annotations
 import errno
 import json
 import os
+import select
 import socket
 import struct
 import time
 from collections.abc import Collection, Mapping
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from agentcube.drivers.local.inside.birth import BORN, DESCRIPTORS_MAX, MESSAGE_BYTES_MAX, UNSHARED
+from agentcube.drivers.local.inside.birth import (
+    BORN,
+    DESCRIPTORS_MAX,
+    MESSAGE_BYTES_MAX,
+    UNSHARED,
+    WORKSPACE,
+)
 from agentcube.drivers.local.zygote import Zygote
 from agentcube.errors import AgentCubeError, CapacityExhausted, Invalid, StartFailed, StartTimedOut
 
@@ -27,25 +33,32 @@ _DENIED = (
 
 
 class Birth:
-    """One birth, from asking the zygote to PicoD's start. Leaving it early makes the child exit."""
+    """One birth, from asking the zygote to PicoD's start. One thread at a time."""
 
     def __init__(self, zygote: Zygote, timeout_s: float) -> None:
         self._zygote = zygote
         self._timeout_s = timeout_s
         self._deadline = time.monotonic() + timeout_s
-        self._channel: socket.socket
+        self._channel: socket.socket | None = None
 
-    def __enter__(self) -> Self:
+    def begin(self) -> None:
+        """Ask the zygote for a child. Raises DriverFailed."""
         self._channel, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with its:
             self._channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
             self._zygote.fork(its)
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._channel.close()
+    def close(self) -> None:
+        """Leave it; a child that has not been told to go yet exits. Idempotent."""
+        if self._channel is not None:
+            self._channel.close()
+
+    def has_ended(self) -> bool:
+        """Whether the child is gone, or said something while it had nothing to say."""
+        assert self._channel is not None
+        poll = select.poll()
+        poll.register(self._channel, select.POLLIN)
+        return bool(poll.poll(0))
 
     def await_unshared(self) -> int:
         """The pid of the process whose ids are to be mapped."""
@@ -55,8 +68,8 @@ class Birth:
             if not self._zygote.has_died():
                 raise
         # It died with our request in its queue: nothing was born. Once more, from the next one.
-        self._channel.close()
-        self.__enter__()
+        self.close()
+        self.begin()
         return self._receive("make a user namespace", UNSHARED)[1]
 
     def mapped(self, *, maps_root: bool, off: Collection[str]) -> None:
@@ -67,13 +80,11 @@ class Birth:
         """The pid of the sandbox's process 1, as we see it. It waits for what it is to be."""
         return self._receive("make the sandbox's namespaces", BORN)[1]
 
-    def go(self, request: Mapping[str, Any], fds: Mapping[str, int]) -> dict[str, Any]:
-        """Hand over the request and the descriptors it needs, which stay the caller's.
-
-        Returns what the child says of its walls when PicoD starts.
-        """
+    def go(self, request: Mapping[str, Any], fds: Mapping[str, int]) -> None:
+        """Hand over the request and the descriptors it needs, which stay the caller's."""
         if len(fds) + 1 > DESCRIPTORS_MAX:
             raise Invalid(f"too many mounts: at most {DESCRIPTORS_MAX - 30}")
+        self._deadline = time.monotonic() + self._timeout_s
         file = os.memfd_create("request", os.MFD_CLOEXEC)
         try:
             with os.fdopen(os.dup(file), "wb") as writer:
@@ -81,16 +92,29 @@ class Birth:
             self._send([json.dumps({"fds": ["request", *fds]}).encode()], [file, *fds.values()])
         finally:
             os.close(file)
+
+    def lend_workspace(self, mount: int) -> None:
+        """Hand over the workspace that the request promised; the descriptor stays the caller's."""
+        try:
+            self._send([WORKSPACE], [mount])
+        except StartFailed:
+            self._receive("set the sandbox up")  # raises what it said before it ended
+            raise
+
+    def await_running(self) -> dict[str, Any]:
+        """What the child says of its walls when PicoD starts."""
         answer: dict[str, Any] = json.loads(self._receive("set the sandbox up")[0])
         return answer
 
     def _send(self, message: list[bytes], fds: list[int]) -> None:
+        assert self._channel is not None
         try:
             socket.send_fds(self._channel, message, fds)
         except OSError as exc:
             raise StartFailed(f"the sandbox's process ended early: {exc.strerror}") from exc
 
     def _receive(self, step: str, expected: bytes | None = None) -> tuple[bytes, int]:
+        assert self._channel is not None
         self._channel.settimeout(max(0.001, self._deadline - time.monotonic()))
         space = socket.CMSG_SPACE(_CREDENTIALS.size)
         try:

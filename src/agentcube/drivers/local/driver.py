@@ -24,6 +24,7 @@ from agentcube.drivers.local.environments import Environments
 from agentcube.drivers.local.inside import landlock
 from agentcube.drivers.local.inside.numbers import UnsupportedMachine, machine
 from agentcube.drivers.local.launch import Launcher, Sockets
+from agentcube.drivers.local.nursery import Nursery
 from agentcube.drivers.local.records import Record, Records
 from agentcube.drivers.local.uidrange import UidRanges
 from agentcube.drivers.local.workspace import Workspaces
@@ -31,7 +32,6 @@ from agentcube.drivers.local.zygote import Zygote
 from agentcube.errors import (
     AgentCubeError,
     CapacityExhausted,
-    Conflict,
     DriverFailed,
     Invalid,
     NotFound,
@@ -48,6 +48,7 @@ ENTRY = "agentcube.picod.main:run"
 
 _LAUNCHES_MAX = 8  # at once: most of a launch is waiting for the child, and two cores are soon busy
 _BUILDS_MAX = 2
+_SPARES = 2
 _DESTROY_S = 10.0
 _DIAL_S = 5.0
 _ENOUGH = (Isolation.PROCESS, Isolation.NAMESPACE)
@@ -63,6 +64,7 @@ class LocalDriver:
         runtime_dir: sockets; short (they are limited to 108 bytes), ours alone, exists.
         env_cache: Python environments of `image: host`; None for this user's cache.
         host_paths: directories that templates may use; looked at again whenever one is opened. None: any.
+        spares: how many processes wait to become a sandbox (4 MB each; a launch then takes a third less).
         off, entry, extra: for tests of the walls only: guards to leave out, another PicoD, its modules.
     """
 
@@ -75,6 +77,7 @@ class LocalDriver:
         runtime_dir: Path,
         env_cache: Path | None = None,
         host_paths: Sequence[Path] | None = None,
+        spares: int = _SPARES,
         off: Collection[str] = (),
         entry: str = ENTRY,
         extra: tuple[Path, ...] = (),
@@ -86,6 +89,7 @@ class LocalDriver:
         self._instance = hashlib.sha256(os.fsencode(data_dir.resolve())).hexdigest()[:8]
         self._workspaces = Workspaces(self._images / "workspaces")
         self._host_paths = None if host_paths is None else [os.path.realpath(p) for p in host_paths]
+        self._spares = spares
         self._off, self._entry, self._extra = off, entry, extra
         self._ranges = UidRanges.detect()
         self._launches = anyio.CapacityLimiter(_LAUNCHES_MAX)
@@ -94,6 +98,7 @@ class LocalDriver:
         self._locks: dict[SandboxId, tuple[anyio.Lock, int]] = {}
         self._pidfds: dict[SandboxId, int] = {}
         self._zygote_uid: int | None = None
+        self._zygote: Zygote
         self._launcher: Launcher
 
     async def __aenter__(self) -> Self:
@@ -118,27 +123,29 @@ class LocalDriver:
             machine()
         except UnsupportedMachine as exc:
             raise Invalid(str(exc)) from exc
-        mode = identity.detect()
-        for id in self._records.ids():
-            record = self._records.find(id)
-            if record is not None and record.uid_base is not None:
-                self._reserve(record.uid_base)
-        if mode.lends:
-            mode = self._with_ranges(mode)
+        for record in filter(None, map(self._records.find, self._records.ids())):
+            if record.uid_base is not None and record.uid_base not in self._ranges.in_use():
+                self._ranges.reserve(record.uid_base)
+        mode = self._identity()
         self._runtime_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Before the zygote: in a delegated v2 group this process moves into a leaf, and what it starts
+        # afterwards is born there.
+        cgroups = CgroupTree.detect(self._instance)
         zygote = Zygote(
             self._runtime_dir, uid=self._zygote_uid, entry=self._entry, off=self._off, extra=self._extra
         )
-        zygote.start()
+        nursery = Nursery(zygote, mode, self._ranges, spares=self._spares, off=self._off)
         try:
-            mode = launch.trial(zygote, mode, self._zygote_uid, self._off)
+            zygote.start()
+            nursery.start()
         except AgentCubeError:
             zygote.close()
+            cgroups.cleanup()
             raise
+        self._zygote = zygote
         return Launcher(
-            identity=mode,
-            zygote=zygote,
-            cgroups=CgroupTree.detect(self._instance),
+            nursery=nursery,
+            cgroups=cgroups,
             workspaces=self._workspaces,
             records=self._records,
             runtime_dir=self._runtime_dir,
@@ -147,29 +154,25 @@ class LocalDriver:
             off=self._off,
         )
 
-    def _with_ranges(self, mode: identity.Identity) -> identity.Identity:
-        """Takes a range for the zygote; root without ids to give (in a rootless container) is like no root."""
-        try:
-            self._zygote_uid = self._ranges.allocate()
-        except CapacityExhausted:
-            if self._ranges.in_use():
-                raise
-            return identity.Identity("single")
+    def _identity(self) -> identity.Identity:
+        """How ids can be mapped, with a range for the zygote where it is to give up root."""
+        mode = identity.detect()
+        if mode.lends:
+            try:
+                self._zygote_uid = self._ranges.allocate()
+            except CapacityExhausted:
+                if self._ranges.in_use():
+                    raise
+                return identity.Identity("single")  # root without ids to give, as in a rootless container
         return mode
 
     def _stop(self) -> None:
-        self._launcher.zygote.close()
+        self._launcher.nursery.close()
+        self._zygote.close()
         self._launcher.cgroups.cleanup()
         while self._pidfds:
             os.close(self._pidfds.popitem()[1])
-        if self._zygote_uid is not None:
-            self._ranges.release(self._zygote_uid)
-
-    def _reserve(self, base: int) -> None:
-        try:
-            self._ranges.reserve(base)
-        except Conflict:
-            pass  # reserved when we started, or by an earlier adoption
+        self._launcher.nursery.release(self._zygote_uid)
 
     async def capabilities(self) -> Capabilities:
         return await self._in_thread(self._capabilities)
@@ -224,15 +227,7 @@ class LocalDriver:
             raise Invalid(exc.detail) from exc
 
     async def _make(self, spec: SandboxSpec, image: images.ImageRoot) -> Sandbox:
-        base = self._ranges.allocate() if self._launcher.identity.lends else None
-        try:
-            record = await anyio.to_thread.run_sync(
-                self._launcher.launch, spec, image, base, limiter=self._launches
-            )
-        except BaseException:
-            if base is not None and not self._records.find(spec.id):
-                self._ranges.release(base)
-            raise
+        record = await anyio.to_thread.run_sync(self._launcher.launch, spec, image, limiter=self._launches)
         sandbox = self._sandbox(record)
         try:
             health = await daemon.health(await self.dial(sandbox))
@@ -292,8 +287,7 @@ class LocalDriver:
         record = Record.parse(sandbox.handle)
         if record.id != sandbox.id:
             raise DriverFailed(f"sandbox {sandbox.id} carries the handle of {record.id}")
-        if record.uid_base is not None:
-            self._reserve(record.uid_base)
+        self._launcher.nursery.reserve(record.uid_base)
         if self._look(record) is Seen.GONE:
             return Seen.GONE
         try:
@@ -318,8 +312,8 @@ class LocalDriver:
     async def _destroy(self, id: SandboxId) -> None:
         pidfd = self._pidfds.pop(id, None)
         record = await self._in_thread(self._raze, id, pidfd)
-        if record is not None and record.uid_base is not None:
-            self._ranges.release(record.uid_base)
+        if record is not None:
+            self._launcher.nursery.release(record.uid_base)
 
     def _raze(self, id: SandboxId, pidfd: int | None) -> Record | None:
         """Kill and remove all that exists of the sandbox, the record last; returns it."""

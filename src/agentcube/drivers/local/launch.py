@@ -12,21 +12,20 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from agentcube.drivers.local import identity, processes
 from agentcube.drivers.local.birth import Birth
 from agentcube.drivers.local.cgroups import CgroupTree
+from agentcube.drivers.local.identity import USER, Identity
 from agentcube.drivers.local.images import ImageRoot
 from agentcube.drivers.local.inside import kernel
 from agentcube.drivers.local.inside.root import DEVICES
+from agentcube.drivers.local.nursery import Nursery
 from agentcube.drivers.local.records import LOG, Record, Records
 from agentcube.drivers.local.workspace import Workspaces
-from agentcube.drivers.local.zygote import Zygote
 from agentcube.errors import Invalid, StartFailed
 from agentcube.model.ids import SandboxId
 from agentcube.model.sandbox import HostMount, SandboxSpec
 
 WORKSPACE = "/workspace"
-_BIRTH_S = 20.0
 _BACKLOG = 1024
 _OWN = ("/", "/dev", "/proc", "/sys", "/workspace", "/tmp")  # noqa: S108  # inside
 
@@ -57,8 +56,7 @@ class Launcher:
     else's business. `off` are guards that a test turned off; nothing else can set them.
     """
 
-    identity: identity.Identity
-    zygote: Zygote
+    nursery: Nursery
     cgroups: CgroupTree
     workspaces: Workspaces
     records: Records
@@ -67,38 +65,40 @@ class Launcher:
     host_paths: Sequence[str] | None = None
     off: Collection[str] = ()
 
-    def launch(self, spec: SandboxSpec, image: ImageRoot, uid_base: int | None) -> Record:
+    def launch(self, spec: SandboxSpec, image: ImageRoot) -> Record:
         """A sandbox whose PicoD starts; every step is on record before it is taken.
 
         Raises:
             StartFailed, StartTimedOut, CapacityExhausted, Invalid, DriverFailed: names the step.
         """
-        record = Record(
-            id=spec.id,
-            labels=dict(spec.labels),
-            uid_base=uid_base,
-            cgroups={h.key: str(h.base / spec.id) for h in self.cgroups.hierarchies},
-            facts=self._facts(),
-            ports=[p.port for p in spec.ports],
-        )
-        self.records.write(record)
-        try:
-            with ExitStack() as stack:
-                return self._launch(stack, record, spec, image)
-        except OSError as exc:
-            raise StartFailed(f"cannot start sandbox {spec.id}: {exc}") from exc
+        with ExitStack() as stack:
+            embryo = self.nursery.take()
+            stack.callback(embryo.birth.close)
+            record = Record(
+                id=spec.id,
+                labels=dict(spec.labels),
+                pid=embryo.pid,
+                start=embryo.start,
+                uid_base=embryo.uid_base,
+                cgroups={h.key: str(h.base / spec.id) for h in self.cgroups.hierarchies},
+                facts=self._facts(),
+                ports=[p.port for p in spec.ports],
+            )
+            try:
+                self.records.write(record)
+            except BaseException:
+                self.nursery.release(embryo.uid_base)  # on no record, so nobody else would
+                raise
+            try:
+                return self._launch(_Descriptors(stack), record, embryo.birth, spec, image)
+            except OSError as exc:
+                raise StartFailed(f"cannot start sandbox {spec.id}: {exc}") from exc
 
-    def _launch(self, stack: ExitStack, record: Record, spec: SandboxSpec, image: ImageRoot) -> Record:
-        # The zygote's child makes its namespaces (about 4 ms) while we prepare what it is to be given.
-        keep = _Descriptors(stack)
-        birth = stack.enter_context(Birth(self.zygote, _BIRTH_S))
-        in_memory = self.workspaces.mechanism == "memory" or not self.identity.lends
-        cgroup = self.cgroups.make(spec.id, spec.resources, workspace_in_memory=in_memory)
-        pid = birth.await_unshared()
-        cgroup.attach(pid)
-        self._map(pid, record.uid_base)
-        birth.mapped(maps_root=self.identity.maps_root, off=self.off)
-
+    def _launch(
+        self, keep: _Descriptors, record: Record, birth: Birth, spec: SandboxSpec, image: ImageRoot
+    ) -> Record:
+        cgroup = self.cgroups.make(spec.id, spec.resources, workspace_in_memory=not self._on_disk)
+        cgroup.attach(record.pid)
         fds = self._sockets(keep, spec.id)
         log = self.records.folder(spec.id) / LOG
         fds["log"] = keep(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
@@ -106,22 +106,32 @@ class Launcher:
             fds[f"group:{number}"] = keep(fd)
         mounts = _mounts(image, spec.mounts, self.host_paths)
         if self.identity.lends:
-            fds.update(self._lend(keep, record, spec, image, mounts))
-        request = self._request(spec, image, mounts)
-
-        pid = birth.await_born()
-        start = processes.start_ticks(pid)
-        if start is None:
-            raise StartFailed("the sandbox's first process ended at once")
-        self.records.write(record.born(pid, start))
-        walls = birth.go(request, fds)
+            fds.update(self._lend(keep, spec, image, mounts))
+        birth.go(self._request(spec, image, mounts), fds)
+        if self._on_disk:  # made while the child builds its root
+            birth.lend_workspace(keep(self._workspace(record, spec)))
+        walls = birth.await_running()
         facts = {**record.facts, "landlock": str(walls["landlock"] or "none")}
-        record = replace(record.born(pid, start), facts=facts, made=True)
+        record = replace(record, facts=facts, made=True)
         self.records.write(record)
         return record
 
-    def _map(self, pid: int, base: int | None) -> None:
-        identity.map_ids(self.identity, pid, 0 if "uids" in self.off else base)
+    @property
+    def identity(self) -> Identity:
+        """How ids are mapped here."""
+        return self.nursery.mode
+
+    @property
+    def _on_disk(self) -> bool:
+        return self.identity.lends and self.workspaces.mechanism == "disk"
+
+    def _workspace(self, record: Record, spec: SandboxSpec) -> int:
+        base = 0 if record.uid_base is None or "uids" in self.off else record.uid_base
+        owner = base + USER
+        folder = self.records.folder(spec.id)
+        made = self.workspaces.create(folder, spec.resources.workspace_bytes, owner, owner)
+        assert made.mount_fd is not None
+        return made.mount_fd
 
     def _sockets(self, keep: _Descriptors, id: SandboxId) -> dict[str, int]:
         paths = Sockets.of(self.runtime_dir, id)
@@ -137,7 +147,6 @@ class Launcher:
     def _lend(
         self,
         keep: _Descriptors,
-        record: Record,
         spec: SandboxSpec,
         image: ImageRoot,
         mounts: Sequence[dict[str, Any]],
@@ -150,13 +159,6 @@ class Launcher:
         for number, mount in enumerate(mounts):
             attributes = kernel.RDONLY if mount["read_only"] else 0
             fds[f"mount:{number}"] = keep(_lent(mount["source"], attributes, within=mount["within"]))
-        owner = identity.USER if record.uid_base is None else record.uid_base + identity.USER
-        if "uids" in self.off:
-            owner = identity.USER
-        folder = self.records.folder(spec.id)
-        workspace = self.workspaces.create(folder, spec.resources.workspace_bytes, owner, owner)
-        if workspace.mount_fd is not None:
-            fds["workspace"] = keep(workspace.mount_fd)
         return fds
 
     def _request(
@@ -173,7 +175,7 @@ class Launcher:
             "lower_within": self._lower_within(spec),
             "mounts": list(mounts),
             "tmp_bytes": spec.resources.tmp_bytes,
-            "workspace_bytes": spec.resources.workspace_bytes,
+            "workspace_bytes": 0 if self._on_disk else spec.resources.workspace_bytes,
             "entry": self.entry,
             "config": self._config(spec, image),
         }
@@ -197,8 +199,8 @@ class Launcher:
             "sandbox_id": spec.id,
             "public_keys": list(spec.public_keys),
             "workspace": WORKSPACE,
-            "uid": identity.USER,
-            "gid": identity.USER,
+            "uid": USER,
+            "gid": USER,
             "single_uid": not self.identity.maps_root,
             "env": env,
             "command": list(spec.command),
@@ -213,35 +215,14 @@ class Launcher:
         }
 
     def _facts(self) -> dict[str, str]:
-        disk = self.identity.lends and self.workspaces.mechanism == "disk"
         return {
             "limits": self.cgroups.limits,
             "quota": "hard",
-            "workspace": "disk" if disk else "memory",
+            "workspace": "disk" if self._on_disk else "memory",
             "uid": self.identity.mode,
             "seccomp": "allow-list",
             "network": "none",
         }
-
-
-def trial(
-    zygote: Zygote, mode: identity.Identity, base: int | None, off: Collection[str] = ()
-) -> identity.Identity:
-    """What really works here: makes the namespaces of one sandbox, which ends again at once.
-
-    Subordinate ids that newuidmap does not give after all become a single one.
-
-    Raises:
-        StartFailed: namespaces are denied; names the remedy.
-    """
-    try:
-        with Birth(zygote, _BIRTH_S) as birth:
-            identity.map_ids(mode, birth.await_unshared(), base)
-            birth.mapped(maps_root=mode.maps_root, off=off)
-            birth.await_born()
-        return mode
-    except identity.HelperFailed:
-        return trial(zygote, identity.Identity("single"), None, off)
 
 
 class _Descriptors:

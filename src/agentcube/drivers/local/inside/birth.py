@@ -3,9 +3,10 @@
 The other side is the launcher, on a SEQPACKET socket of this birth alone:
 
     child    `unshared`                       it is in a new user namespace
-    launcher {"maps_root": …, "off": […]}     ids are mapped, it is in its control groups
+    launcher {"maps_root": …, "off": […]}     its ids are mapped
     child    `born`                           this message comes from process 1
-    launcher {"fds": names} + descriptors     it is on record; here is what it is to be
+    launcher {"fds": names} + descriptors     it is on record and in its groups; what it is to be
+    launcher `workspace` + descriptor         only when the request promises one
     child    {"landlock": …}                  the walls are up; PicoD starts
 
 or at any time {"error": text, "errno": n} from the child. End of file from the launcher means that it
@@ -31,15 +32,9 @@ from agentcube.drivers.local.inside.kernel import NODEV, NOSUID, RDONLY
 
 MESSAGE_BYTES_MAX = 64 * 1024
 DESCRIPTORS_MAX = 250  # SCM_MAX_FD is 253
-UNSHARED, BORN = b"unshared", b"born"
+UNSHARED, BORN, WORKSPACE = b"unshared", b"born", b"workspace"
 
-_NAMESPACES = (
-    kernel.CLONE_NEWNS
-    | kernel.CLONE_NEWPID
-    | kernel.CLONE_NEWIPC
-    | kernel.CLONE_NEWUTS
-    | kernel.CLONE_NEWCGROUP
-)
+_NAMESPACES = kernel.CLONE_NEWNS | kernel.CLONE_NEWPID | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS
 
 _RULES = (
     ("/", landlock.READ),
@@ -123,7 +118,8 @@ def _live(channel: socket.socket, program: bytes) -> None:
     request = _ask(channel)
     fields = request.fields
     limits = os.open("/proc/sys/user", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    root.build(_root_plan(request))
+    kernel.unshare(kernel.CLONE_NEWCGROUP, "make a cgroup namespace")  # now that it is in its groups
+    root.build(_root_plan(request), lambda: _workspace(channel))
     confine.limit_kernel_objects(limits)
     socket.sethostname(fields["hostname"])
     if not request.off("network"):
@@ -152,18 +148,24 @@ def _root_plan(request: Request) -> root.Plan:
     mounts = [
         root.Mount(fds[f"mount:{i}"], m["target"], folder=m["folder"]) for i, m in enumerate(fields["mounts"])
     ]
-    if "workspace" in fds:
-        mounts.append(root.Mount(fds["workspace"], "/workspace"))
     return root.Plan(
         stage=fields["stage"],
         lower=fds["lower"],
         mounts=tuple(mounts),
         devices={name: fds[f"device:{name}"] for name in root.DEVICES},
         tmp_bytes=fields["tmp_bytes"],
-        workspace_bytes=0 if "workspace" in fds else fields["workspace_bytes"],
+        workspace_bytes=fields["workspace_bytes"],
         uid=fields["config"]["uid"],
         gid=fields["config"]["gid"],
     )
+
+
+def _workspace(channel: socket.socket) -> int:
+    """The workspace's mount, which the launcher makes while the root is built."""
+    data, fds, _, _ = socket.recv_fds(channel, 64, 1, socket.MSG_CMSG_CLOEXEC)
+    if data != WORKSPACE:
+        raise LauncherGone
+    return fds[0]
 
 
 def _open_sources(fields: Mapping[str, Any]) -> dict[str, int]:

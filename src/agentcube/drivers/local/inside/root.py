@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from agentcube.drivers.local.inside import kernel
@@ -54,13 +55,16 @@ class Plan:
     mounts: tuple[Mount, ...]
     devices: dict[str, int]
     tmp_bytes: int
-    workspace_bytes: int  # of a workspace in memory; 0 when it is among `mounts`
+    workspace_bytes: int  # of a workspace in memory; 0 when its mount comes later
     uid: int
     gid: int
 
 
-def build(plan: Plan) -> None:
-    """Make the root and change into it. The calling process must be process 1 of its pid namespace."""
+def build(plan: Plan, workspace: Callable[[], int]) -> None:
+    """Make the root and change into it. The calling process must be process 1 of its pid namespace.
+
+    `workspace` gives the detached mount of a workspace on disk; it is called last, and may wait.
+    """
     kernel.set_private("cut off the machine's mounts")
     scratch = kernel.new_mount(
         "tmpfs",
@@ -85,12 +89,13 @@ def build(plan: Plan) -> None:
             if not _is_nested(mount):
                 _attach_in(here, mount.fd, mount.target)
         _memory_mounts(here, plan)
+        _devices(here, plan.devices)
+        _proc(here)
+        _attach_in(here, _memory_workspace(plan) if plan.workspace_bytes else workspace(), "/workspace")
         for mount in mounts:
             if _is_nested(mount):
                 _make(mount.target.lstrip("/"), folder=mount.folder)
                 _attach_in(here, mount.fd, mount.target)
-        _devices(here, plan.devices)
-        _proc(here)
     finally:
         os.close(here)
     seal = os.open(".", os.O_PATH | os.O_CLOEXEC)
@@ -165,12 +170,13 @@ def _tmpfs(size: int, mode: str, step: str, attributes: int, **more: str) -> int
     return kernel.new_mount("tmpfs", options, attributes, step)
 
 
+def _memory_workspace(plan: Plan) -> int:
+    owner = {"uid": str(plan.uid), "gid": str(plan.gid)}
+    return _tmpfs(plan.workspace_bytes, "0755", "mount the workspace", NOSUID | NODEV, **owner)
+
+
 def _memory_mounts(root: int, plan: Plan) -> None:
     _attach_in(root, _tmpfs(plan.tmp_bytes, "1777", "mount /tmp", NOSUID | NODEV), "/tmp")
-    if plan.workspace_bytes:
-        owner = {"uid": str(plan.uid), "gid": str(plan.gid)}
-        workspace = _tmpfs(plan.workspace_bytes, "0755", "mount the workspace", NOSUID | NODEV, **owner)
-        _attach_in(root, workspace, "/workspace")
     dev = kernel.new_mount(
         "tmpfs", {"size": "64k", "nr_inodes": "64", "mode": "0755"}, NOSUID | NOEXEC, "mount /dev"
     )
