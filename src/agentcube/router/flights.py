@@ -20,14 +20,15 @@ class Flights(Generic[T]):
     async def join(self, key: Hashable, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """The outcome of the call that is under way for `key`, or of a new one."""
         task = self._flying.get(key)
-        if task is None:
+        if task is None or task.done():
             task = asyncio.get_running_loop().create_task(call())
             self._flying[key] = task
             task.add_done_callback(lambda done: self._landed(key, done))
         return await asyncio.shield(task)
 
     def _landed(self, key: Hashable, task: asyncio.Task[T]) -> None:
-        del self._flying[key]
+        if self._flying.get(key) is task:
+            del self._flying[key]
         if not task.cancelled():
             task.exception()  # every waiter has it; without any, it is nobody's
 

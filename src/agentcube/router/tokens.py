@@ -26,8 +26,9 @@ _TOKENS = 16_384  # sessions used within a token's life; about 1 KB each
 class Tokens:
     """Authorization lines by key. Signing happens in a thread, once per key at a time."""
 
-    def __init__(self, executor: Executor) -> None:
+    def __init__(self, executor: Executor, now: Callable[[], float] = time.time) -> None:
         self._executor = executor
+        self._now = now  # wall time, as the tokens have
         self._lines: Memo[Hashable, tuple[bytes, float, float]] = Memo(_TOKENS)
         self._signing: Flights[bytes] = Flights()
         self._renewals: set[asyncio.Task[bytes]] = set()
@@ -35,7 +36,7 @@ class Tokens:
     def fresh(self, key: Hashable) -> bytes | None:
         """The header line for `key` if there is one that need not be thought about."""
         found = self._lines.find(key)
-        if found is not None and found[1] <= time.time() < found[2]:
+        if found is not None and found[1] <= self._now() < found[2]:
             return found[0]
         return None
 
@@ -45,7 +46,7 @@ class Tokens:
         if found is None:
             return None
         line, signed_at, renew_at = found
-        now = time.time()
+        now = self._now()
         if not signed_at <= now < signed_at + _END_S:  # earlier than signed: the clock was set back
             return None
         if now >= renew_at:
@@ -61,7 +62,7 @@ class Tokens:
         return line
 
     async def _sign(self, key: Hashable, sign: Callable[[], str]) -> bytes:
-        signed_at = time.time()
+        signed_at = self._now()
         token = await asyncio.get_running_loop().run_in_executor(self._executor, sign)
         line = b"Authorization: Bearer " + token.encode("ascii")
         self._lines.put(key, (line, signed_at, signed_at + _RENEW_S))
