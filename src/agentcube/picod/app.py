@@ -119,6 +119,7 @@ class App:
         except ValueError as exc:
             raise Problem("invalid", str(exc)) from None
         await response.json({"session_id": self._binding.bind(token, env)})
+        self._runner.prepare()
 
     async def _execute(self, request: Request, response: Response) -> None:
         body = await request.json()

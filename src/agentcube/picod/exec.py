@@ -17,7 +17,6 @@ from agentcube.durations import format_duration
 from agentcube.picod import processes
 from agentcube.picod.output import Head, PipeReader, PipeWriter
 from agentcube.picod.problems import Problem
-from agentcube.picod.processes import Process
 from agentcube.picod.starter import Child, Starter
 
 TIMEOUT_DEFAULT_S = 60.0
@@ -62,6 +61,7 @@ class Run:
         self.started = started  # ticks, as `processes.Process` has them
         self.note = ""
         self.guard_lost = False
+        self.survived = False  # something of its tree could not be killed
 
 
 class Runner:
@@ -74,6 +74,10 @@ class Runner:
         self._drains: list[PipeReader] = []
         self._kills: set[asyncio.Task[None]] = set()
         self.runs: dict[int, Run] = {}  # by the guard's pid
+
+    def prepare(self) -> None:
+        """Make the next call start sooner."""
+        self._starter.prepare()
 
     async def execute(self, call: Call, env: Mapping[str, str]) -> Outcome:
         """Run to the end, or to the timeout; then everything it started is dead before this returns.
@@ -146,7 +150,7 @@ class Runner:
         if not run.child.gone:
             processes.send(guard, signal.SIGSTOP)  # it must neither reap nor leave until all are dead
             if processes.is_alive(guard):
-                await processes.kill_all(lambda table: processes.descendants(guard, table))
+                run.survived = not await processes.kill_below(guard)
                 if not run.child.gone and processes.is_alive(guard):
                     processes.send(guard, signal.SIGKILL)
                     return True
@@ -156,18 +160,10 @@ class Runner:
             return False
         # The program killed its guard: the tree was handed to us, among the orphans of other runs.
         run.guard_lost = True
-        await processes.kill_all(lambda table: self._orphans_since(run.started, table))
+        run.survived = not await processes.kill_below(
+            os.getpid(), lambda one: one.started >= run.started and not self._starter.watches(one.pid)
+        )
         return True
-
-    def _orphans_since(self, ticks: int, table: dict[int, Process]) -> list[Process]:
-        """What was handed to PicoD by guards that are gone, and started after `ticks`, with all below it."""
-        own = os.getpid()
-        orphans = [
-            process
-            for process in table.values()
-            if process.parent == own and process.started >= ticks and not self._starter.watches(process.pid)
-        ]
-        return orphans + [below for one in orphans for below in processes.descendants(one.pid, table)]
 
     def _abandon(self, run: Run) -> None:
         if run.child.ending.done.is_set() and not run.child.ending.lost:
@@ -253,12 +249,16 @@ def _outcome(
     note = ending.why_not_started(call.argv[0]) or run.note
     if timed_out:
         code, number = TIMED_OUT, signal.SIGKILL
-        note = f"command timed out after {format_duration(call.timeout_s)}; all its processes were killed"
+        note = f"command timed out after {format_duration(call.timeout_s)}; {_fate(run)}"
     elif run.guard_lost:
-        number, note = signal.SIGKILL, "the command killed its own guard; all its processes were killed"
+        number, note = signal.SIGKILL, f"the command killed its own guard; {_fate(run)}"
     if note:
         stderr.add_line(note)
     return Outcome(stdout, stderr, code, _signal_name(number) if number else None, started_at, duration_s)
+
+
+def _fate(run: Run) -> str:
+    return "some of its processes could not be killed" if run.survived else "all its processes were killed"
 
 
 def _signal_name(number: int) -> str:

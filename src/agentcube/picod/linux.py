@@ -9,6 +9,7 @@ import ctypes
 import errno
 import os
 import struct
+from collections.abc import Iterable
 
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
@@ -55,11 +56,20 @@ def set_fs_ids(uid: int, gid: int) -> None:
         raise PermissionError(errno.EPERM, "setfsuid")
 
 
-def close_from(lowest: int) -> None:
-    """Close every descriptor >= `lowest`."""
-    if _syscall(_NR_CLOSE_RANGE, ctypes.c_uint(lowest), ctypes.c_uint(_FD_MAX), 0) != 0:
+def close_all_but(kept: Iterable[int]) -> None:
+    """Close every descriptor but 0, 1, 2 and `kept`."""
+    lowest = 3
+    for fd in sorted(kept):
+        if fd > lowest:
+            _close_range(lowest, fd - 1)
+        lowest = max(lowest, fd + 1)
+    _close_range(lowest, _FD_MAX)
+
+
+def _close_range(first: int, last: int) -> None:
+    if _syscall(_NR_CLOSE_RANGE, ctypes.c_uint(first), ctypes.c_uint(last), 0) != 0:
         for name in os.listdir("/proc/self/fd"):  # kernels before 5.9, or a filter that says ENOSYS
-            if int(name) >= lowest:
+            if first <= int(name) <= last:
                 try:
                     os.close(int(name))
                 except OSError:

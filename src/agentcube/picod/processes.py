@@ -6,10 +6,12 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Callable
 
 KILL_DEADLINE_S = 5.0
+_QUIET_ROUNDS = 2  # looks that find nothing alive and nothing new, before a tree counts as dead
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,13 @@ class Process:
     alive: bool
     started: int  # ticks since boot
     name: str
+
+
+Chooser = Callable[[Process], bool]
+
+
+def _every(_: Process) -> bool:
+    return True
 
 
 def read_process(pid: int) -> Process | None:
@@ -44,28 +53,30 @@ def is_alive(pid: int) -> bool:
     return process is not None and process.alive
 
 
-def all_processes() -> dict[int, Process]:
-    """Every process this /proc shows, by pid."""
+def all_processes(
+    seen: Callable[[Process], None] = lambda process: None, skip: Container[int] = ()
+) -> dict[int, Process]:
+    """Every process this /proc shows but `skip`, by pid, newest first; `seen` hears of each at once."""
     found = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            process = read_process(int(entry))
-            if process is not None:
-                found[process.pid] = process
+    for pid in sorted((int(entry) for entry in os.listdir("/proc") if entry.isdigit()), reverse=True):
+        process = None if pid in skip else read_process(pid)
+        if process is not None:
+            seen(process)
+            found[pid] = process
     return found
 
 
-def descendants(root: int, table: dict[int, Process]) -> list[Process]:
-    """All that descend from `root` in `table`, zombies included, `root` itself not."""
+def descendants(root: int, table: dict[int, Process], chosen: Chooser = _every) -> list[Process]:
+    """All that descend from `root` in `table`, zombies included, `root` itself not.
+
+    Of the direct children only those that `chosen` says, with all that is below them.
+    """
     children: dict[int, list[Process]] = {}
     for process in table.values():
         children.setdefault(process.parent, []).append(process)
-    found: list[Process] = []
-    queue = [root]
-    while queue:
-        below = children.get(queue.pop(), [])
-        found.extend(below)
-        queue.extend(process.pid for process in below)
+    found = [child for child in children.get(root, ()) if chosen(child)]
+    for process in found:  # which grows meanwhile
+        found.extend(children.get(process.pid, ()))
     return found
 
 
@@ -92,31 +103,42 @@ def ticks_now() -> int:
     return int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
 
 
-async def kill_all(
-    find: Callable[[dict[int, Process]], list[Process]], *, within_s: float = KILL_DEADLINE_S
-) -> bool:
-    """Kill what `find` finds in the process table until it finds nothing alive.
+async def kill_below(root: int, chosen: Chooser = _every, *, within_s: float = KILL_DEADLINE_S) -> bool:
+    """Kill all that `descendants(root, …, chosen)` finds, until there is certainly nothing left.
 
     Everything found is stopped before anything is killed: a stopped process cannot fork (fork fails
-    with a pending signal before the child becomes visible), so a round that finds nobody new has
-    found all. Below a guard that is itself stopped first, what dies stays a zombie and keeps its
-    slot under the process limit, so that a chain of processes that fork and exit runs dry. Returns
-    whether all are dead in time; yields to the event loop between rounds.
+    with a pending signal before the child becomes visible). A chain of processes that fork and exit
+    can be read as dead only; but what dies stays a zombie below a root that does not reap (stop a
+    guard first), so that the chain shows as new zombies in every round, and runs dry at the limit
+    of processes. Newest pids are read first, and stopped at once: that is where a chain's living
+    end is. Returns whether all are dead in time; yields to the event loop between rounds.
     """
     deadline = time.monotonic() + within_s
-    stopped: set[int] = set()
+    family, stopped = {root}, set()
+    dead: set[int] = set()  # zombies stay what they are: not read again, however many there come to be
+    quiet = 0
+
+    def stop_now(process: Process) -> None:
+        ours = chosen(process) if process.parent == root else process.parent in family
+        if ours and process.alive and process.pid not in stopped:
+            send(process.pid, signal.SIGSTOP)
+            stopped.add(process.pid)
+
     while True:
-        alive = [process.pid for process in find(all_processes()) if process.alive]
-        if not alive:
+        known = len(stopped)
+        members = descendants(root, all_processes(stop_now, dead), chosen)
+        family.update(process.pid for process in members)
+        for process in members:
+            stop_now(process)
+        alive = [process.pid for process in members if process.alive]
+        dead.update(process.pid for process in members if not process.alive)
+        quiet = 0 if members else quiet + 1
+        if quiet == _QUIET_ROUNDS:
             return True
         late = time.monotonic() > deadline
-        fresh = [pid for pid in alive if pid not in stopped]
-        for pid in fresh:
-            send(pid, signal.SIGSTOP)
-        stopped.update(fresh)
-        if late or not fresh:
+        if late or len(stopped) == known:
             for pid in alive:
                 send(pid, signal.SIGKILL)
         if late:
             return False
-        await asyncio.sleep(0 if fresh else 0.001)
+        await asyncio.sleep(0)

@@ -28,7 +28,7 @@ from agentcube.picod import linux
 RECORD = struct.Struct("=cii")
 EXITED = b"X"
 FAILED = b"E"
-STEPS = ("fork", "session", "stdio", "cgroup", "limits", "working_dir", "user", "exec", "guard")
+STEPS = ("stdio", "cgroup", "limits", "working_dir", "user", "exec", "guard")
 
 T = TypeVar("T")
 Start = Callable[[bytes, tuple[bytes, ...], Mapping[bytes, bytes]], T]
@@ -78,31 +78,46 @@ def spawn(
     Raises:
         OSError: PicoD itself could not fork.
     """
+    return fork(lambda: launch(program, identity, stdio, report, guarded=guarded), guarded=guarded)
+
+
+def fork(child: Callable[[], NoReturn], *, guarded: bool) -> int:
+    """Fork; `child` runs in the new process, in a session of its own and without PicoD's signal handlers.
+
+    Raises:
+        OSError: there was no room for another process.
+    """
     # Blocked across the fork, so that no handler of PicoD's (asyncio's wake-up pipe!) runs in the child.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         pid = os.fork()
         if pid == 0:
-            _in_child(program, identity, stdio, report, guarded=guarded)
+            _begin(child, guarded=guarded)
         return pid
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _in_child(
-    program: Program, identity: Identity, stdio: tuple[int, int, int], report: int, *, guarded: bool
-) -> NoReturn:
-    step = "fork"
+def _begin(child: Callable[[], NoReturn], *, guarded: bool) -> NoReturn:
     try:
         gc.disable()  # it would touch, and so copy, pages that we share with PicoD
         signal.set_wakeup_fd(-1)
         for number in _DEFAULT_SIGNALS:
             signal.signal(number, signal.SIG_DFL)
-        step = "session"
+        os.setsid()
         if guarded:
             linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
-        os.setsid()
-        step = "stdio"
+        child()
+    finally:
+        os._exit(127)
+
+
+def launch(
+    program: Program, identity: Identity, stdio: tuple[int, int, int], report: int, *, guarded: bool
+) -> NoReturn:
+    """In the forked child: start the program, or tell why not. Never returns."""
+    step = "stdio"
+    try:
         for target, source in enumerate(stdio):  # PicoD keeps 0, 1 and 2 open: no source is a target
             os.dup2(source, target, inheritable=True)
         step = "cgroup"
@@ -133,7 +148,7 @@ def _keep_only(report: int) -> int:
     """Close all but 0, 1, 2 and the report, which is returned under its new number."""
     if report != _REPORT_FD:
         os.dup2(report, _REPORT_FD, inheritable=False)
-    linux.close_from(_REPORT_FD + 1)
+    linux.close_all_but((_REPORT_FD,))
     return _REPORT_FD
 
 

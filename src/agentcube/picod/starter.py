@@ -12,6 +12,9 @@ from agentcube.picod import spawn
 from agentcube.picod.config import Config
 from agentcube.picod.problems import Problem
 from agentcube.picod.reaper import Reaper
+from agentcube.picod.spare import Spare
+
+SPARE_IDLE_S = 30.0  # how long a guard waits for a next call; it holds about half a megabyte
 
 
 class Ending:
@@ -78,6 +81,7 @@ class Starter:
         self._identity = _identity(config)
         self.started: Callable[[], None] = lambda: None
         self.guards: set[int] = set()
+        self._spare: Spare | None = None
 
     def program(self, argv: Sequence[str], env: Mapping[str, str], working_dir: str) -> spawn.Program:
         """As exec wants it. `working_dir` is relative to the workspace or absolute in the sandbox."""
@@ -102,7 +106,9 @@ class Starter:
         report, report_w = os.pipe()
         try:
             stdio = (self._null if stdin is None else stdin, stdout, stderr)
-            pid = spawn.spawn(program, self._identity, stdio, report_w, guarded=guarded)
+            pid = self._use_spare(program, stdio, report_w) if guarded else 0
+            if pid == 0:
+                pid = spawn.spawn(program, self._identity, stdio, report_w, guarded=guarded)
         except OSError as exc:
             os.close(report)
             raise Problem("unavailable", f"cannot start another process: {exc.strerror}") from exc
@@ -111,9 +117,36 @@ class Starter:
         child = Child(pid, Ending())
         if guarded:
             self.guards.add(pid)
+            self._loop.call_soon(self.prepare)  # while the program starts
         self._listen(child, report, guarded=guarded)
         self.started()
         return child
+
+    def prepare(self) -> None:
+        """Have a guard waiting for the next call. It goes away when none comes for a while."""
+        if self._spare is not None:
+            return
+        try:
+            spare = self._spare = Spare(self._identity)
+        except OSError:
+            return  # the call that would have used it forks, and tells
+        self.guards.add(spare.pid)
+        self._reaper.watch(spare.pid, lambda status: self._forget(spare))
+        self._loop.call_later(SPARE_IDLE_S, self._dismiss, spare)
+
+    def _dismiss(self, spare: Spare) -> None:
+        if self._spare is spare:
+            self._spare = None
+            spare.dismiss()
+
+    def _forget(self, spare: Spare) -> None:
+        self.guards.discard(spare.pid)
+        self._dismiss(spare)
+
+    def _use_spare(self, program: spawn.Program, stdio: tuple[int, int, int], report: int) -> int:
+        """Its pid, 0 when there is none that takes the program."""
+        spare, self._spare = self._spare, None
+        return spare.pid if spare is not None and spare.launch(program, stdio, report) else 0
 
     def _listen(self, child: Child, report: int, *, guarded: bool) -> None:
         """Fill in the ending: from the guard's record, or else from the child's own status."""

@@ -247,15 +247,17 @@ def _check_log(path: Path) -> None:
 
 
 def descendants(root: int) -> list[int]:
-    """Pids below `root` that are not zombies."""
+    """Pids below `root` that are not zombies, nor the guard that waits for a next call."""
     table = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             try:
-                fields = Path(f"/proc/{entry}/stat").read_text().rsplit(") ", 1)[1].split()
+                name, _, rest = Path(f"/proc/{entry}/stat").read_text().rpartition(") ")
+                fields = rest.split()
             except OSError:
                 continue
-            table[int(entry)] = (int(fields[1]), fields[0])
+            ours = name.endswith(("(picod-spare", "(picod"))
+            table[int(entry)] = (int(fields[1]), "X" if ours else fields[0])
     found, queue = [], [root]
     while queue:
         parent = queue.pop()
