@@ -231,9 +231,9 @@ def _start(
 
 
 def _kill_tree(process: subprocess.Popen[bytes]) -> None:
-    """Kill PicoD and all that it left: children first become ours to see while it is stopped."""
+    """Kill PicoD and all that it left, which cannot be told from others once it is gone."""
     process.send_signal(signal.SIGSTOP)
-    for pid in descendants(process.pid):
+    for pid in descendants(process.pid, with_picod=True):
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -246,8 +246,8 @@ def _check_log(path: Path) -> None:
     assert "Traceback" not in path.read_text(), path.read_text()
 
 
-def descendants(root: int) -> list[int]:
-    """Pids below `root` that are not zombies, nor the guard that waits for a next call."""
+def descendants(root: int, *, with_picod: bool = False) -> list[int]:
+    """Pids below `root` that are not zombies, nor (unless `with_picod`) PicoD and its waiting guard."""
     table = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -257,7 +257,7 @@ def descendants(root: int) -> list[int]:
             except OSError:
                 continue
             ours = name.endswith(("(picod-spare", "(picod"))
-            table[int(entry)] = (int(fields[1]), "X" if ours else fields[0])
+            table[int(entry)] = (int(fields[1]), "X" if ours and not with_picod else fields[0])
     found, queue = [], [root]
     while queue:
         parent = queue.pop()

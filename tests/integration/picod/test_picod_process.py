@@ -165,7 +165,7 @@ def test_everything_is_served_from_a_zip_with_no_import_left_to_do(
         assert picod.call("GET", "/api/files", token="a.b.c").status == 401
         assert picod.call("GET", "/api/files?path=%F0%9F%98%80").status == 404
     finally:
-        for pid in descendants(process.pid):
+        for pid in descendants(process.pid, with_picod=True):
             os.kill(pid, signal.SIGKILL)
         process.kill()
         _, log = process.communicate()
