@@ -175,10 +175,10 @@ class ChunkedBody:
 Body = Union[LengthBody, ChunkedBody, CloseBody]
 
 
-def track(length: int, *, status: int = 400) -> Body:
+def track(length: int, *, status: int = 400, forbidden: frozenset[bytes] = FORBIDDEN_TRAILERS) -> Body:
     """The tracker for a `body` as `parse_request` and `parse_response` give it."""
     if length == CHUNKED:
-        return ChunkedBody(status=status)
+        return ChunkedBody(status=status, forbidden=forbidden)
     if length == UNTIL_CLOSE:
         return CloseBody()
     return LengthBody(length)

@@ -98,7 +98,7 @@ class Answering(Downstream):
         Raises:
             LimitExceeded: too many of its requests are in flight.
         """
-        if self.entry is None:
+        if self.entry is None and self._in_exchange:
             self.entry = entry
             entry.in_flight += 1  # whatever comes of it, `_end_exchange` counts it out
             limit = self.engine.settings.in_flight_per_session_max
@@ -130,13 +130,19 @@ class Answering(Downstream):
     def on_answer(self, answer: Answer, body: bytes) -> None:
         """The final response's head, and what came of its body."""
         self._answered = True
-        if answer.body == http1.UNTIL_CLOSE or self._state is not _WAIT or self.engine.draining:
+        if answer.body == http1.UNTIL_CLOSE or self._state is not _WAIT:
             self._closing = True
+        self._see_whether_last()
         lines = answer.lines
         if self._closing:
             lines.append(_CLOSE_LINE)
         self._write_answer(lines, body)
         self.deadline = self.engine.now + self.engine.settings.stream_idle_timeout_s
+
+    def _see_whether_last(self) -> None:
+        """Decide, before the answer's head is written, whether another request may follow."""
+        if self.engine.draining or (self._eof_at and not self._held):
+            self._closing = True
 
     def _write_answer(self, lines: list[bytes], body: bytes) -> None:
         if self.entry is not None:
@@ -180,8 +186,14 @@ class Answering(Downstream):
         self._tunnel_eofs += 1
         if self._tunnel_eofs < 2:
             return True
-        self.transport.close()
+        self._close()
         return False
+
+    def _close(self) -> None:
+        """Close once what was written is sent, which a client that does not read cannot put off for ever."""
+        self._state = _DEAD
+        self.deadline = self.engine.now + self.engine.settings.body_idle_timeout_s
+        self.transport.close()
 
     def on_bad_answer(self, error: http1.ProtocolError) -> None:
         """The upstream broke HTTP/1.1."""
@@ -193,8 +205,7 @@ class Answering(Downstream):
         destination = self._destination
         assert destination is not None
         if self._state is _TUNNEL:
-            self._state = _DEAD
-            self.transport.close()
+            self._close()
         elif self._answered:
             self.abort()  # a clean end would make half an answer look whole
         elif upstream.reused and not upstream.heard and self.request.repeatable and not self._retried:
@@ -219,6 +230,7 @@ class Answering(Downstream):
             return
         if not self._body_is_here():
             self._closing = True
+        self._see_whether_last()
         self._answer_problem(error)
         self._finish_exchange()
 
@@ -241,6 +253,7 @@ class Answering(Downstream):
             return
         if not self._body_is_here():
             self._closing = True
+        self._see_whether_last()
         whole = http1.response(status, [*headers, *self._own_headers()], body)
         self.transport.write(whole[: -len(body)] if self.request.method == b"HEAD" and body else whole)
         self._finish_exchange()
@@ -289,9 +302,7 @@ class Answering(Downstream):
                 # Not by a call: a read may hold thousands of requests, and the stack has an end.
                 asyncio.get_running_loop().call_soon(self._continue)
         elif self._state is _WAIT and not self.held:
-            self._state = _DEAD
-            self.deadline = now + settings.body_idle_timeout_s  # for a client that does not read
-            self.transport.close()
+            self._close()
         else:
             self._state = _LINGER
             unsent = self.transport.get_write_buffer_size() > 0

@@ -9,6 +9,7 @@ from agentcube import http1
 from agentcube.errors import AgentCubeError, BodyTooLarge, Unavailable
 from agentcube.router import problems, resolve, slow
 from agentcube.router.answering import REQUEST_ID_LINE, Answering, State
+from agentcube.router.heads import FORBIDDEN_TRAILERS
 
 if TYPE_CHECKING:
     from agentcube.router.engine import Engine
@@ -68,8 +69,8 @@ class Client(Answering):
             assert self._upstream is not None
             self._upstream.end()
             return self._count_tunnel_eof()
-        if self._state is _RESOLVE or self._state is _WAIT:
-            self._closing = True
+        more = self._state is _HEAD and self._held and not self._searched  # whole requests, it may be
+        if self._state is _RESOLVE or self._state is _WAIT or more:
             self._eof_at = self.engine.now
             return True
         return False  # between requests, or in the middle of one that will never be whole
@@ -87,7 +88,7 @@ class Client(Answering):
             self._continue()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        tunnel = self._state is _TUNNEL
+        tunnel = self._state is _TUNNEL or self._tunnel_eofs > 0
         self._state = _DEAD
         self.engine.clients.discard(self)
         self.take_held()
@@ -104,8 +105,7 @@ class Client(Answering):
     def retire(self) -> None:
         """Close if no request is under way; the Router drains."""
         if self._state is _HEAD and not self._in_exchange:
-            self._state = _DEAD
-            self.transport.close()
+            self._close()
 
     # The request.
 
@@ -124,6 +124,9 @@ class Client(Answering):
             return
         if end >= 0:
             self._begin(request, data[end:])
+            return
+        if self._eof_at:
+            self._close()  # it will never be whole
             return
         if not data:
             return
@@ -148,7 +151,7 @@ class Client(Answering):
         self._in_exchange = True
         engine.in_flight += 1
         if request.body:
-            self._body = http1.track(request.body)
+            self._body = http1.track(request.body, forbidden=FORBIDDEN_TRAILERS)
             self._passed = 0
         else:
             self._body = None
@@ -286,8 +289,7 @@ class Client(Answering):
             if self._searched:
                 self.refuse_unread(problems.HeadTimedOut("the request's head did not come in time"))
             else:
-                self._state = _DEAD
-                self.transport.close()
+                self._close()
         elif state is _BODY and not self._answered:
             if self.reading_held:
                 self.refuse(problems.UploadTimedOut("the sandbox stopped reading the request"))

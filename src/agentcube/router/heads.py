@@ -59,6 +59,10 @@ _REQUEST_KINDS = {
     b"x-real-ip": _DROP,
     _ERROR_NAME: _DROP,
 }
+_ASSERTED = (_AUTHORIZATION, _HOST, _SESSION, _REQUEST_ID, _DROP)
+FORBIDDEN_TRAILERS = http1.FORBIDDEN_TRAILERS | {n for n, kind in _REQUEST_KINDS.items() if kind in _ASSERTED}
+"""What a client may not say behind its body either."""
+
 _RESPONSE_KINDS = {
     **dict.fromkeys(http1.HOP_BY_HOP, _DROP),
     **_FRAMING,

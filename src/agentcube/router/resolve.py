@@ -49,7 +49,7 @@ def find(engine: Engine, request: Request) -> Destination | None:
         return None
     subject = engine.auth.authenticate(request.authorization)
     if isinstance(route, targets.Invocation):
-        id = request.session_id
+        id = request.session_id or None  # an empty one is none, as in the Go system
         key: TemplateKey | None = route.key
     elif isinstance(route, targets.SandboxCall):
         id, key = route.session_id, None
@@ -70,7 +70,8 @@ def find(engine: Engine, request: Request) -> Destination | None:
 
 
 def to_manager(engine: Engine, request: Request, line: bytes, subject: Subject) -> Destination:
-    """The manager, which keeps the client's Host because it makes URLs of it."""
+    """The manager, which gets the client's Host because it makes URLs of it. It has no upgrades."""
+    request.upgrade = None
     return Destination(
         engine.manager, request.target, b"Host: " + (request.host or b"localhost"), line, None, subject
     )

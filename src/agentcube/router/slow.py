@@ -73,7 +73,7 @@ async def _find(engine: Engine, client: Answering, request: Request, route: targ
     subject = engine.auth.authenticate(request.authorization)
     match route:
         case targets.Invocation():
-            id = request.session_id
+            id = request.session_id or None
             key: TemplateKey | None = route.key
         case targets.SandboxCall():
             id, key = route.session_id, None

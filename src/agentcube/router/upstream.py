@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from agentcube.router.pool import Pool
 
 
+_FLUSH_S = 10.0  # for the last bytes of a tunnel; a sandbox that does not read may not hold us longer
+
+
 class Upstream(asyncio.Protocol):
     """A connection to an endpoint, and the answer that is arriving on it.
 
@@ -86,6 +89,8 @@ class Upstream(asyncio.Protocol):
         """Close after what was written has been sent."""
         self.closing = True
         self.transport.close()
+        if self.transport.get_write_buffer_size():
+            asyncio.get_running_loop().call_later(_FLUSH_S, self.transport.abort)
 
     def abandon(self) -> None:
         """Drop the connection at once; its client hears no more of it."""
@@ -179,7 +184,7 @@ class Upstream(asyncio.Protocol):
             self.reused = True
             client.give_back(self)
         else:
-            self.close()
+            self.abandon()  # nothing that is still to be sent could matter
         client.on_answer_end()
 
     def pause_writing(self) -> None:

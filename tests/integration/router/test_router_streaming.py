@@ -332,3 +332,55 @@ async def test_a_client_that_leaves_within_its_body_ends_the_sandboxes_request()
         await eventually(lambda: w.router.in_flight == 1)
         peer.close()
         await eventually(lambda: ends and w.router.in_flight == 0)
+
+
+async def test_requests_that_were_pipelined_before_an_end_are_all_answered() -> None:
+    async with world() as w:
+        w.agent(await w.tcp(replying(OK)))
+        peer = await w.connect()
+        for _ in range(3):
+            await peer.send(f"POST {AGENT_PATH}/", body=b"x")
+        await peer.write(b"GET / HT")
+        peer.writer.write_eof()
+        for _ in range(3):
+            assert (await peer.answer()).status == 200
+        assert await peer.to_end() == b""
+        await eventually(lambda: w.router.connections == 0)
+
+
+async def test_an_end_within_pipelined_refusals_loses_none() -> None:
+    async with world() as w:
+        peer = await w.connect()
+        await peer.write(b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n" * 5)
+        peer.writer.write_eof()
+        for turn in range(5):
+            answer = await peer.answer()
+            assert (answer.status, "connection" in answer) == (404, turn == 4)
+        assert await peer.to_end() == b""
+
+
+async def test_a_client_that_leaves_while_its_session_is_made_is_counted_out() -> None:
+    async with world() as w:
+        w.control.gate.clear()
+        w.control.make = w.agent(await w.tcp(replying(OK)))
+        peer = await w.connect()
+        await peer.send(session=None)
+        await eventually(lambda: bool(w.control.created))
+        sock = peer.writer.get_extra_info("socket")
+        sock.setsockopt(1, 13, b"\x01\0\0\0\0\0\0\0")  # SO_LINGER 0: a reset
+        peer.writer.transport.abort()  # type: ignore[attr-defined]
+        await eventually(lambda: w.router.in_flight == 0)
+        w.control.gate.set()
+        await eventually(lambda: w.router._engine.waiting == 0)
+        entry = w.router._engine.sessions.find(w.control.make.id)
+        assert entry is not None
+        assert entry.in_flight == 0
+
+
+async def test_what_we_assert_may_not_come_as_a_trailer() -> None:
+    async with world() as w:
+        w.agent(await w.tcp(replying(OK)))
+        peer = await w.connect()
+        await peer.send(f"POST {AGENT_PATH}/", "Transfer-Encoding: chunked")
+        await peer.write(b"0\r\nX-AgentCube-Session-Id: other\r\n\r\n")
+        assert (await peer.answer()).problem["code"] == "malformed_request"
