@@ -132,7 +132,8 @@ class Answering(Downstream):
         self._answered = True
         if answer.body == http1.UNTIL_CLOSE or self._state is not _WAIT:
             self._closing = True
-        self._see_whether_last()
+        elif self._eof_at or self.engine.draining:
+            self._see_whether_last()
         lines = answer.lines
         if self._closing:
             lines.append(_CLOSE_LINE)
