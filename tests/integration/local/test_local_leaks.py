@@ -177,6 +177,8 @@ async def test_a_record_that_is_damaged_is_listed_and_destroyed(machine: Machine
     async with machine.driver() as driver:
         sandbox = await driver.create(machine.spec())
         (machine.root / "data/sandboxes" / sandbox.id / "sandbox.json").write_text('{"v":1')
+        if IS_ROOT:  # its control group still tells what belongs to it
+            os.close(driver._pidfds.pop(sandbox.id))
         assert await driver.inventory() == [(sandbox.id, {})]
         await driver.destroy(sandbox.id)
         assert await driver.observe(sandbox) is Seen.GONE

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
 import platform
 import socket
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +18,7 @@ import anyio
 import anyio.to_thread
 
 from agentcube.drivers import daemon
-from agentcube.drivers.local import identity, images, launch, processes
+from agentcube.drivers.local import dialing, identity, images, launch, processes
 from agentcube.drivers.local.cgroups import CgroupTree
 from agentcube.drivers.local.environments import Environments
 from agentcube.drivers.local.inside import landlock
@@ -36,13 +36,11 @@ from agentcube.errors import (
     Invalid,
     NotFound,
     StartFailed,
-    Unreachable,
 )
 from agentcube.model.ids import SandboxId
 from agentcube.model.plan import Seen
 from agentcube.model.sandbox import Endpoint, Isolation, Sandbox, SandboxSpec
 from agentcube.ports.driver import Capabilities, Usage
-from agentcube.wire import control
 
 ENTRY = "agentcube.picod.main:run"
 
@@ -50,7 +48,6 @@ _LAUNCHES_MAX = 8  # at once: most of a launch is waiting for the child, and two
 _BUILDS_MAX = 2
 _SPARES = 2
 _DESTROY_S = 10.0
-_DIAL_S = 5.0
 _ENOUGH = (Isolation.PROCESS, Isolation.NAMESPACE)
 
 T = TypeVar("T")
@@ -262,10 +259,8 @@ class LocalDriver:
 
     async def dial(self, sandbox: Sandbox, port: int | None = None) -> socket.socket:
         if port is None:
-            return await _connect(sandbox.picod.path)
-        sockets = Sockets.of(self._runtime_dir, sandbox.id)
-        with await _connect(str(sockets.control)) as sock:
-            return await _passed(sock, port)
+            return await dialing.connect(sandbox.picod.path)
+        return await dialing.passed(str(Sockets.of(self._runtime_dir, sandbox.id).control), port)
 
     async def observe(self, sandbox: Sandbox) -> Seen:
         pidfd = self._pidfds.get(sandbox.id)
@@ -320,9 +315,9 @@ class LocalDriver:
         record = self._records.find(id)
         tree = self._launcher.cgroups
         try:
-            if record is not None:
-                tree.open(id, record.cgroups).kill()
-                pidfd = pidfd if pidfd is not None else record.open_process()
+            tree.open(id, record.cgroups if record else launch.cgroup_paths(tree, id)).kill()
+            if record is not None and pidfd is None:
+                pidfd = record.open_process()
             if pidfd is not None:
                 processes.kill(pidfd)  # its pid namespace goes with it
                 if not processes.has_ended(pidfd, _DESTROY_S):
@@ -339,16 +334,16 @@ class LocalDriver:
         return record
 
     async def usage(self, sandbox: Sandbox) -> Usage:
-        return await self._in_thread(self._usage, Record.parse(sandbox.handle))
+        record = Record.parse(sandbox.handle)
+        alive = self._look(record) is Seen.ALIVE
+        return await self._in_thread(self._usage, record, alive)
 
-    def _usage(self, record: Record) -> Usage:
+    def _usage(self, record: Record, alive: bool) -> Usage:
         disk = self._workspaces.used_bytes(self._records.folder(record.id))
         if self._launcher.cgroups.limits == "cgroup":
             used = self._launcher.cgroups.open(record.id, record.cgroups).usage()
-            return Usage(
-                memory_bytes=used.memory_bytes, cpu_s=used.cpu_s, pids=used.pids, workspace_bytes=disk
-            )
-        if self._look(record) is Seen.GONE:
+            return replace(used, workspace_bytes=disk)
+        if not alive:
             return Usage(workspace_bytes=disk)
         tree = processes.tree_usage(record.pid)
         return Usage(memory_bytes=tree.memory_bytes, cpu_s=tree.cpu_s, pids=tree.pids, workspace_bytes=disk)
@@ -368,49 +363,3 @@ class LocalDriver:
             lock, waiting = self._locks.pop(id)
             if waiting > 1:
                 self._locks[id] = (lock, waiting - 1)
-
-
-async def _connect(path: str) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        async with asyncio.timeout(_DIAL_S):
-            await asyncio.get_running_loop().sock_connect(sock, path)
-    except (OSError, TimeoutError) as exc:
-        sock.close()
-        raise Unreachable("the sandbox does not accept connections") from exc
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-async def _passed(sock: socket.socket, port: int) -> socket.socket:
-    """Ask on the control socket for a connection to `port` inside (see wire/control.py)."""
-    try:
-        async with asyncio.timeout(control.DEADLINE_S):
-            await asyncio.get_running_loop().sock_sendall(sock, control.DIAL % port)
-            await _readable(sock)
-            answer, fds, _, _ = socket.recv_fds(sock, 64, 1, socket.MSG_CMSG_CLOEXEC)
-    except (OSError, TimeoutError) as exc:
-        raise Unreachable(f"the sandbox does not answer for port {port}") from exc
-    if answer[:1] != control.GRANTED or not fds:
-        reason = answer[1:].decode("ascii", "replace").strip()
-        raise Unreachable(f"nothing answers on port {port} in the sandbox ({reason or 'refused'})", port=port)
-    inner = socket.socket(fileno=fds[0])
-    inner.setblocking(False)
-    return inner
-
-
-async def _readable(sock: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
-    waiter: asyncio.Future[None] = loop.create_future()
-
-    def wake() -> None:
-        if not waiter.done():
-            waiter.set_result(None)
-
-    loop.add_reader(sock.fileno(), wake)
-    try:
-        await waiter
-    finally:
-        loop.remove_reader(sock.fileno())

@@ -80,7 +80,7 @@ class Launcher:
                 pid=embryo.pid,
                 start=embryo.start,
                 uid_base=embryo.uid_base,
-                cgroups={h.key: str(h.base / spec.id) for h in self.cgroups.hierarchies},
+                cgroups=cgroup_paths(self.cgroups, spec.id),
                 facts=self._facts(),
                 ports=[p.port for p in spec.ports],
             )
@@ -276,6 +276,11 @@ def _mounts(
         }
         for source, target, read_only, within in found
     ]
+
+
+def cgroup_paths(tree: CgroupTree, id: SandboxId) -> dict[str, str]:
+    """Where the groups of sandbox `id` are, or will be: goes on record before they are made."""
+    return {h.key: str(h.base / id) for h in tree.hierarchies}
 
 
 def check_mounts(mounts: Sequence[HostMount]) -> None:
