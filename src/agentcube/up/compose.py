@@ -59,7 +59,12 @@ async def run(options: UpOptions, data_dir: DataDir, listener: socket.socket) ->
         stack.callback(remove_runtime_dir, sockets)
         await _environment()
         driver = await stack.enter_async_context(
-            LocalDriver(data_dir=data_dir.path, runtime_dir=sockets, env_cache=env_cache_dir())
+            LocalDriver(
+                data_dir=data_dir.path,
+                runtime_dir=sockets,
+                env_cache=env_cache_dir(),
+                host_paths=options.allow_host_path,
+            )
         )
         settings = ManagerSettings(
             public_address=address,
