@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from agentcube.sdk import AgentCube
 
 STARTING_S = 300.0  # of a session's life, beside what its command may take
+FORGOTTEN_S = 60.0  # a session made for one command ends when that command is no more
 EXIT_CODES = 256
 
 TimeoutOption = Annotated[
@@ -73,7 +74,9 @@ def run(
 ) -> int:
     """Run code in a sandbox, and end with its exit code.
 
-    Standard input is passed on when it is no terminal. Exit code 124 means that the timeout struck.
+    Standard input is passed on when it is no terminal. Exit code 124 means that the timeout struck. The output comes
+    when the program has ended; of each stream its first 8 MiB are kept, and what was cut is said. Ctrl-C ends the
+    program, and the session made for it.
     """
     if (code is None) == (file is None):
         raise InvalidArgument("give the code, or -f FILE, and not both: agentcube run 'print(6 * 7)'")
@@ -107,7 +110,8 @@ def exec_(
     """Run a program in a session, and end with its exit code. Options go before the session.
 
     Standard input is passed on when it is no terminal. Exit code 127 means that there is no such program, 124 that
-    the timeout struck. No shell is involved: for one, write `-- sh -c '…'`.
+    the timeout struck. No shell is involved: for one, write `-- sh -c '…'`. The output comes when the program has
+    ended; of each stream its first 8 MiB are kept, and what was cut is said. Ctrl-C ends the program, not the session.
     """
     variables = pairs(env or [], "--env")
     stdin = piped_stdin(no_stdin)
@@ -136,8 +140,10 @@ def _session(
         yield given
         return
     # Should this process be killed, the session does not outlive what it was made for by much.
-    ttl = None if keep else timeout_s + STARTING_S
-    id = cube.sessions.create("CodeInterpreter", template, namespace=namespace, ttl=ttl).id
+    ttl, idle_timeout = (None, None) if keep else (timeout_s + STARTING_S, FORGOTTEN_S)
+    id = cube.sessions.create(
+        "CodeInterpreter", template, namespace=namespace, ttl=ttl, idle_timeout=idle_timeout
+    ).id
     if keep:
         notice(f"session {id}")
     try:

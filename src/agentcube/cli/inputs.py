@@ -82,7 +82,7 @@ def open_input(path: str) -> BinaryIO:
     """A local file to read. Raises InvalidArgument, which names it."""
     try:
         if Path(path).is_dir():
-            raise InvalidArgument(f"{path} is a directory: pack it, for example with tar")
+            raise InvalidArgument(f"{path} is a directory, not a file")
         return Path(path).open("rb")
     except OSError as exc:
         raise InvalidArgument(f"cannot read {path}: {exc.strerror}") from None

@@ -7,8 +7,10 @@ Exit codes: 0 done; 1 the operation failed; 2 bad usage or input, or no connecti
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from typing import Annotated
+from types import FrameType
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -18,6 +20,7 @@ from agentcube.cli.render import Output, as_json, line, notice
 from agentcube.errors import AgentCubeError, Invalid
 
 INTERRUPTED = 130
+_SIGNALLED = 128  # plus the number, as shells say it
 
 app = typer.Typer(
     name="agentcube",
@@ -45,9 +48,13 @@ def options(
             metavar="KEY", help="The key to call it with. Otherwise AGENTCUBE_API_KEY, or that of `up`."
         ),
     ] = None,
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     """Sandboxed sessions for AI agents: start a server, run code, move files."""
     ctx.obj = Target(url, api_key)
+    if show_version:
+        version()
+        raise typer.Exit
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help(), err=True)
         raise typer.Exit(2)
@@ -78,10 +85,10 @@ def run(arguments: list[str]) -> int:
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except typer.TyperException as exc:
-        return _failed(f"{exc.format_message()} (see `agentcube --help`)", 2)
+        return _failed(_usage(exc), 2)
     except (typer.Abort, KeyboardInterrupt):
         return INTERRUPTED
-    except SystemExit as exc:  # typer's own, when whoever read our output has gone
+    except SystemExit as exc:  # _terminate's; and typer's own, when whoever read our output has gone
         return exc.code if isinstance(exc.code, int) else 1
     except BrokenPipeError:
         # The same, at our own flush. What the interpreter flushes at its end must not fail either.
@@ -106,13 +113,29 @@ def run(arguments: list[str]) -> int:
 _NO_CONNECTION = ("connect_failed", "not_configured")
 
 
+def _usage(exc: typer.TyperException) -> str:
+    """What was wrong with the command line, and where its help is."""
+    context = getattr(exc, "ctx", None)
+    command = context.command_path if context else "agentcube"
+    return f"{exc.format_message().replace('Value error, ', '')} (see `{command} --help`)"
+
+
 def _failed(text: str, code: int) -> int:
     notice(text)
     return code
 
 
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    """As with Ctrl-C, what was begun is ended in order."""
+    raise SystemExit(_SIGNALLED + number)
+
+
 def main() -> None:
     """The console script."""
+    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP; nohup ignores it, and so do we then
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _terminate)
     sys.exit(run(sys.argv[1:]))
 
 

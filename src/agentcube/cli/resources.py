@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,7 +10,7 @@ import typer
 from agentcube.cli.inputs import MANIFEST_BYTES_MAX, NamespaceOption, OutputOption, connect, read_text
 from agentcube.cli.render import Output, as_json, line, plain, table
 from agentcube.cli.sessions import print_sessions
-from agentcube.errors import Invalid
+from agentcube.errors import Invalid, NotFound
 from agentcube.sdk._core.errors import InvalidArgument
 from agentcube.sdk._core.requests import address_of
 from agentcube.sdk._core.results import TemplateInfo
@@ -63,6 +63,9 @@ def get(
         if kind:
             _get_templates(cube, kind, name, namespace or BUILT_IN_NAMESPACE, output)
         elif what in ("session", "sessions"):
+            if name and output is Output.JSON:
+                as_json(cube.sessions.get(name).raw)
+                return
             found = [cube.sessions.get(name)] if name else list(cube.sessions.list(namespace=namespace))
             print_sessions(found, output)
         elif what in ("pool", "pools"):
@@ -105,9 +108,13 @@ def _manifests(file: str, namespace: str) -> list[Mapping[str, Any]]:
 
     name = "standard input" if file == "-" else file
     try:
-        documents = [d for d in yaml.safe_load_all(read_text(file, MANIFEST_BYTES_MAX)) if d is not None]
+        documents = [d for d in _load(read_text(file, MANIFEST_BYTES_MAX)) if d is not None]
+    except yaml.MarkedYAMLError as exc:
+        mark = exc.problem_mark
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise Invalid(f"{name}{place}: no valid YAML: {plain(exc.problem or str(exc))}") from None
     except yaml.YAMLError as exc:
-        raise Invalid(f"{name} is no valid YAML: {plain(str(exc))}") from None
+        raise Invalid(f"{name}: no valid YAML: {plain(str(exc))}") from None
     except RecursionError:
         raise Invalid(f"{name} is nested too deeply") from None
     if not documents:
@@ -122,6 +129,21 @@ def _manifests(file: str, namespace: str) -> list[Mapping[str, Any]]:
         except InvalidArgument as exc:
             raise Invalid(f"{name}, document {number}: {exc.detail}") from None
     return documents
+
+
+def _load(text: str) -> Iterator[Any]:
+    """YAML documents as the values that JSON has: a date is a text, as in Kubernetes."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Without the one type that JSON lacks."""
+
+        yaml_implicit_resolvers = {  # noqa: RUF012  # as the base class has it
+            first: [(tag, pattern) for tag, pattern in known if not tag.endswith(":timestamp")]
+            for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+
+    return yaml.load_all(text, Loader)
 
 
 def _get_templates(cube: AgentCube, kind: str, name: str | None, namespace: str, output: Output) -> None:
@@ -142,6 +164,8 @@ def _get_pools(cube: AgentCube, name: str | None, namespace: str | None, output:
         for pool in cube.pools.list()
         if name in (None, pool.name) and namespace in (None, pool.namespace)
     ]
+    if name and not found:
+        raise NotFound(f"there is no pool {name!r}")
     if output is Output.JSON:
         as_json([pool.raw for pool in found])
         return

@@ -84,6 +84,7 @@ def down(data_dir: DataDirOption = None) -> int:
 
 def demo() -> int:
     """Show a real session from start to end: a server, code, files, a chart, an agent, and cleaning up."""
+    _server("main")  # lacks what the server lacks, and is asked before anything is begun
     return int(_server("demo").demo())
 
 

@@ -32,7 +32,8 @@ def test_run_runs_the_code_in_a_session_of_its_own(cli: Cli, server: WireServer)
     assert execute.json["command"][0] == "python3"
     assert execute.json["timeout"] == "90s"
     assert execute.json["env"] == {"A": "1"}
-    assert server.requests("POST", "/v1/sessions")[0].json["ttl"] == 390
+    made = server.requests("POST", "/v1/sessions")[0].json
+    assert (made["ttl"], made["idle_timeout"]) == (390, 60)  # should we be killed, it ends by itself
     assert server.sessions == {}
 
 
@@ -198,7 +199,8 @@ def test_a_reader_that_goes_away_is_no_traceback(server: WireServer, session: st
     process.stderr.close()
 
 
-def test_ctrl_c_deletes_the_session(server: WireServer) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_run_that_is_ended_deletes_its_session(server: WireServer, number: signal.Signals) -> None:
     server.script("POST", ".*/execute", HANG)
     process = subprocess.Popen(
         [sys.executable, "-m", "agentcube.cli.main", "run", "--no-stdin", "while True: pass"],
@@ -209,8 +211,8 @@ def test_ctrl_c_deletes_the_session(server: WireServer) -> None:
     assert process.stderr is not None
     while not server.requests("POST", ".*/execute"):
         assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 130
+    process.send_signal(number)
+    assert process.wait(30) == 128 + number
     assert process.stderr.read() == b""
     process.stderr.close()
     assert server.sessions == {}

@@ -63,6 +63,8 @@ def test_templates_are_applied_shown_and_deleted(cli: Cli, server: WireServer, t
         (TWO + "kind: AgentRuntime", "document 3: the manifest of kind AgentRuntime has no metadata.name"),
         ("kind: !!python/object:os.system x", "no valid YAML"),
         ("a: &a [*a]", "kind"),
+        ("a: 1\nb: [1,\nc: }", "standard input, line 3, column 4: no valid YAML: expected"),
+        ("kind: CodeInterpreter\nmetadata: {name: 5}", "metadata.name that is no text: 5"),
         ("[" * 5000, ""),
         ("x" * (inputs.MANIFEST_BYTES_MAX + 1), "over 1 MiB"),
     ],
@@ -76,6 +78,12 @@ def test_bad_manifests_are_refused_before_anything_is_sent(
     assert "standard input" in done.error
     assert done.err.count(b"\n") == 1
     assert server.seen == []
+
+
+def test_what_looks_like_a_date_is_a_text(cli: Cli, server: WireServer) -> None:
+    text = "kind: CodeInterpreter\nmetadata: {name: x, labels: {since: 2026-01-02}}\nspec: {}\n"
+    assert cli("apply", "-f", "-", stdin=text.encode()).code == 0
+    assert server.seen[-1].json["metadata"]["labels"] == {"since": "2026-01-02"}
 
 
 def test_manifests_that_cannot_be_read(cli: Cli, tmp_path: Path) -> None:
@@ -119,6 +127,7 @@ def test_a_session_from_creation_to_deletion(cli: Cli, server: WireServer) -> No
         s["id"] for s in json.loads(cli("session", "list", "--kind", "AgentRuntime", "-o", "json").out)
     ] == [id]
     assert cli("get", "sessions", id).text.splitlines()[1].startswith(id)
+    assert json.loads(cli("get", "session", id, "-o", "json").out)["id"] == id
     assert ["metadata.a", "b=c"] in [line.split() for line in cli("session", "show", id).text.splitlines()]
     assert json.loads(cli("session", "show", id, "-o", "json").out)["phase"] == "Ready"
     assert cli("session", "delete", id, other).code == 0
@@ -143,7 +152,9 @@ def test_pools(cli: Cli) -> None:
         "7",
         "3",
     ]
-    assert json.loads(cli("get", "pools", "none", "-o", "json").out) == []
+    missing = cli("get", "pools", "none", "-o", "json")
+    assert (missing.code, missing.out) == (1, b"")
+    assert "'none'" in missing.error
 
 
 def test_logs_keep_the_streams_apart(cli: Cli, server: WireServer) -> None:
@@ -190,6 +201,12 @@ def test_bad_usage_is_one_line_and_exit_code_2(cli: Cli, server: WireServer, arg
     assert done.out == b""
     assert done.err.startswith(b"agentcube: ")
     assert done.err.count(b"\n") == 1
+
+
+def test_a_wrong_option_names_its_values_and_the_help_that_has_them(cli: Cli) -> None:
+    error = cli("run", "x", "--language", "cobol").error
+    assert "'cobol' is not one of 'python', 'bash'. (see `agentcube run --help`)" in error
+    assert "Value error" not in error
 
 
 def test_no_command_shows_the_help(cli: Cli) -> None:

@@ -136,8 +136,22 @@ def test_other_systems_are_told_what_to_do_instead(
     assert "AGENTCUBE_URL" in said
 
 
+def test_the_demo_is_not_begun_without_a_server(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def only_the_demo(name: str) -> Any:
+        if name == "agentcube.up.demo":
+            raise AssertionError("begun")
+        raise ModuleNotFoundError("No module named 'structlog'", name="structlog")
+
+    monkeypatch.setattr(importlib, "import_module", only_the_demo)
+    assert main.run(["demo"]) == 2
+    assert "pip install" in capsys.readouterr().err
+
+
 def test_version_and_completion() -> None:
     runner = CliRunner()
+    assert runner.invoke(main.app, ["--version"]).stdout.startswith("agentcube ")
     assert runner.invoke(main.app, ["version"]).stdout.startswith("agentcube ")
     assert '"version"' in runner.invoke(main.app, ["version", "-o", "json"]).stdout
     listed = runner.invoke(

@@ -369,7 +369,10 @@ def address_of(manifest: Mapping[str, Any], namespace: str | None = None) -> tup
     meta = manifest.get("metadata")
     name = meta.get("name") if isinstance(meta, Mapping) else None
     if not isinstance(meta, Mapping) or not isinstance(name, str) or not name:
-        raise InvalidArgument(f"the manifest of kind {kind} has no metadata.name")
+        wrong = (
+            "has no metadata.name" if name in (None, "") else f"has a metadata.name that is no text: {name!r}"
+        )
+        raise InvalidArgument(f"the manifest of kind {kind} {wrong}")
     return kind, str(meta.get("namespace") or namespace or BUILT_IN_NAMESPACE), name
 
 
