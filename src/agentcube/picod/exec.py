@@ -127,7 +127,8 @@ class Runner:
             pipes.close()
             raise
         finally:
-            del self.runs[child.pid]
+            if self.runs.get(child.pid) is run:  # its guard may be another run's already
+                del self.runs[child.pid]
         self._let_go(pipes)
         _refuse_bad_directory(child, call)
         return _outcome(run, call, pipes, timed_out, started_at, time.monotonic() - begin)

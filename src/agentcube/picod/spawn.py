@@ -4,11 +4,12 @@ PicoD forks; the child enters the user's cgroups and limits, becomes the user an
 program gets a *guard* between PicoD and itself: a child subreaper, under which every descendant
 stays however it forks, so that the whole tree can be found and killed. The guard is that forked
 child, and starts the program with posix_spawn (a vfork: half the price of forking an interpreter
-again). It goes away with its program; background processes that this one left behind then become
-PicoD's children.
+again). When its program has ended it goes away, and background processes that this one left behind
+become PicoD's children; or, with nothing left behind, it waits for another program (`guards`).
 
 What happens is told on a pipe, one record of 9 bytes each (atomic: pipe(7)): a kind, two numbers.
-`X` (wait status, 0): the guarded program ended. `E` (step, errno): the program was not started.
+`X` (wait status, stays): the guarded program ended; the guard waits for another one if `stays`.
+`E` (step, errno): the program was not started.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def spawn(
     return fork(lambda: launch(program, identity, stdio, report, guarded=guarded), guarded=guarded)
 
 
-def fork(child: Callable[[], NoReturn], *, guarded: bool) -> int:
+def fork(child: Callable[[], None], *, guarded: bool) -> int:
     """Fork; `child` runs in the new process, in a session of its own and without PicoD's signal handlers.
 
     Raises:
@@ -98,7 +99,7 @@ def fork(child: Callable[[], NoReturn], *, guarded: bool) -> int:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _begin(child: Callable[[], NoReturn], *, guarded: bool) -> NoReturn:
+def _begin(child: Callable[[], None], *, guarded: bool) -> NoReturn:
     try:
         gc.disable()  # it would touch, and so copy, pages that we share with PicoD
         signal.set_wakeup_fd(-1)
@@ -113,17 +114,28 @@ def _begin(child: Callable[[], NoReturn], *, guarded: bool) -> NoReturn:
 
 
 def launch(
-    program: Program, identity: Identity, stdio: tuple[int, int, int], report: int, *, guarded: bool
-) -> NoReturn:
-    """In the forked child: start the program, or tell why not. Never returns."""
+    program: Program,
+    identity: Identity,
+    stdio: tuple[int, int, int],
+    report: int,
+    *,
+    guarded: bool,
+    link: int = -1,
+) -> None:
+    """In the forked child: start the program, or tell why not.
+
+    Returns only in a guard with a `link` to PicoD, when its program has ended and left nothing
+    behind: it can guard another one then. It keeps no descriptor of this one.
+    """
     step = "stdio"
     try:
-        for target, source in enumerate(stdio):  # PicoD keeps 0, 1 and 2 open: no source is a target
+        for target, source in enumerate(stdio):  # 0, 1 and 2 are always open: no source is a target
             os.dup2(source, target, inheritable=True)
         step = "cgroup"
         for fd in identity.cgroup_fds:
             os.write(fd, b"0")  # 0: whoever writes
-        report = _keep_only(report)
+        if link < 0:
+            report = _keep_only(report)
         step = "limits"
         _limit(identity)
         step = "working_dir"
@@ -135,12 +147,15 @@ def launch(
         if guarded:
             pid = _each_candidate(program, _spawn)
             step = "guard"
-            _guard(identity, own_oom_score, pid, report)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        _each_candidate(program, _replace)
+            _leave_stdio(stdio, link)
+            _become_guard_again(identity, own_oom_score)
+            if not _guard(pid, report, reusable=link >= 0):
+                os._exit(0)
+        else:
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+            _each_candidate(program, _replace)
     except OSError as exc:
         _tell(report, FAILED, STEPS.index(step), exc.errno)
-    finally:
         os._exit(127)
 
 
@@ -160,19 +175,46 @@ def _spawn(path: bytes, argv: tuple[bytes, ...], env: Mapping[bytes, bytes]) -> 
     return os.posix_spawn(path, argv, env, setsid=True, setsigmask=(), setsigdef=_DEFAULT_SIGNALS)
 
 
-def _guard(identity: Identity, own_oom_score: int, pid: int, report: int) -> NoReturn:
-    """Wait for `pid`, reaping whatever else ends; tell its status; go away with it."""
+def _leave_stdio(stdio: tuple[int, int, int], link: int) -> None:
+    """Let go of the program's pipes, so that they end when its own copies do."""
     for fd in range(3):
-        os.close(fd)  # the program's pipes end when its own copies do
+        if link < 0:
+            os.close(fd)
+        else:
+            os.dup2(link, fd, inheritable=False)
+    for fd in stdio if link >= 0 else ():
+        os.close(fd)
+
+
+def _become_guard_again(identity: Identity, own_oom_score: int) -> None:
     if identity.ids is not None:
         os.setresuid(0, 0, 0)  # out of the user's reach again
     _set_oom_score(identity, own_oom_score)
+    if identity.ids is not None:
+        linux.set_fs_ids(*identity.ids)
     linux.set_name(b"picod-guard")
+
+
+def _guard(pid: int, report: int, *, reusable: bool) -> bool:
+    """Wait for `pid`, reaping whatever else ends; tell its status, and whether we stay (returned too)."""
     while True:
         ended, status = os.waitpid(-1, 0)
         if ended == pid:
-            _tell(report, EXITED, status, 0)
-            os._exit(0)
+            break
+    stays = reusable and not _has_children()
+    _tell(report, EXITED, status, int(stays))
+    os.close(report)
+    return stays
+
+
+def _has_children() -> bool:
+    """Whether anything lives below us, after reaping what does not."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return False
+    return True
 
 
 def _tell(report: int, kind: bytes, first: int, second: int | None) -> None:

@@ -10,11 +10,12 @@ from typing import Callable
 
 from agentcube.picod import spawn
 from agentcube.picod.config import Config
+from agentcube.picod.guards import Guard
 from agentcube.picod.problems import Problem
 from agentcube.picod.reaper import Reaper
-from agentcube.picod.spare import Spare
 
-SPARE_IDLE_S = 30.0  # how long a guard waits for a next call; it holds about half a megabyte
+GUARD_IDLE_S = 30.0  # how long a guard waits for a next call; it holds up to 3 MB of its own
+WAITING_MAX = 4  # guards that wait, at most
 
 
 class Ending:
@@ -81,7 +82,7 @@ class Starter:
         self._identity = _identity(config)
         self.started: Callable[[], None] = lambda: None
         self.guards: set[int] = set()
-        self._spare: Spare | None = None
+        self._waiting: list[Guard] = []  # the one that waited least is taken first
 
     def program(self, argv: Sequence[str], env: Mapping[str, str], working_dir: str) -> spawn.Program:
         """As exec wants it. `working_dir` is relative to the workspace or absolute in the sandbox."""
@@ -104,11 +105,14 @@ class Starter:
             Problem: `unavailable` when the sandbox has no room for another process.
         """
         report, report_w = os.pipe()
+        guard: Guard | None = None
         try:
             stdio = (self._null if stdin is None else stdin, stdout, stderr)
-            pid = self._use_spare(program, stdio, report_w) if guarded else 0
-            if pid == 0:
-                pid = spawn.spawn(program, self._identity, stdio, report_w, guarded=guarded)
+            if guarded:
+                guard = self._guard(program, stdio, report_w)
+            pid = (
+                guard.pid if guard else spawn.spawn(program, self._identity, stdio, report_w, guarded=guarded)
+            )
         except OSError as exc:
             os.close(report)
             raise Problem("unavailable", f"cannot start another process: {exc.strerror}") from exc
@@ -117,38 +121,54 @@ class Starter:
         child = Child(pid, Ending())
         if guarded:
             self.guards.add(pid)
-            self._loop.call_soon(self.prepare)  # while the program starts
-        self._listen(child, report, guarded=guarded)
+        self._listen(child, report, guard, guarded=guarded)
         self.started()
         return child
 
     def prepare(self) -> None:
         """Have a guard waiting for the next call. It goes away when none comes for a while."""
-        if self._spare is not None:
+        if self._waiting:
             return
         try:
-            spare = self._spare = Spare(self._identity)
+            self._keep(Guard(self._identity))
         except OSError:
             return  # the call that would have used it forks, and tells
-        self.guards.add(spare.pid)
-        self._reaper.watch(spare.pid, lambda status: self._forget(spare))
-        self._loop.call_later(SPARE_IDLE_S, self._dismiss, spare)
 
-    def _dismiss(self, spare: Spare) -> None:
-        if self._spare is spare:
-            self._spare = None
-            spare.dismiss()
+    def _keep(self, guard: Guard) -> None:
+        """Let `guard` wait for a program, unless enough do."""
+        if len(self._waiting) >= WAITING_MAX:
+            guard.dismiss()
+            return
+        self.guards.add(guard.pid)
+        self._waiting.append(guard)
+        self._reaper.watch(guard.pid, lambda status: self._forget(guard))
+        guard.expiry = self._loop.call_later(GUARD_IDLE_S, self._dismiss, guard)
 
-    def _forget(self, spare: Spare) -> None:
-        self.guards.discard(spare.pid)
-        self._dismiss(spare)
+    def _dismiss(self, guard: Guard) -> None:
+        if guard in self._waiting:
+            self._waiting.remove(guard)
+            guard.dismiss()
 
-    def _use_spare(self, program: spawn.Program, stdio: tuple[int, int, int], report: int) -> int:
-        """Its pid, 0 when there is none that takes the program."""
-        spare, self._spare = self._spare, None
-        return spare.pid if spare is not None and spare.launch(program, stdio, report) else 0
+    def _forget(self, guard: Guard) -> None:
+        self.guards.discard(guard.pid)
+        self._dismiss(guard)
 
-    def _listen(self, child: Child, report: int, *, guarded: bool) -> None:
+    def _guard(self, program: spawn.Program, stdio: tuple[int, int, int], report: int) -> Guard | None:
+        """A guard that has taken the program; None when it is too long to hand over. Raises OSError."""
+        while self._waiting:
+            guard = self._waiting.pop()
+            if guard.expiry is not None:
+                guard.expiry.cancel()
+            if guard.launch(program, stdio, report):
+                return guard
+            guard.dismiss()
+        guard = Guard(self._identity)
+        if guard.launch(program, stdio, report):
+            return guard
+        guard.dismiss()
+        return None
+
+    def _listen(self, child: Child, report: int, guard: Guard | None, *, guarded: bool) -> None:
         """Fill in the ending: from the guard's record, or else from the child's own status."""
         ending = child.ending
         os.set_blocking(report, False)
@@ -167,6 +187,8 @@ class Starter:
                 elif kind == spawn.EXITED:
                     ending.status = first
                     ending.done.set()
+                    if guard is not None and second:
+                        self._keep(guard)
                 return
             listening = False
             self._loop.remove_reader(report)
@@ -176,6 +198,8 @@ class Starter:
 
         def on_exit(status: int) -> None:
             child.gone = True
+            if guard is not None:
+                guard.dismiss()
             self.guards.discard(child.pid)
             if not guarded:
                 if listening:

@@ -247,7 +247,7 @@ def _check_log(path: Path) -> None:
 
 
 def descendants(root: int, *, with_picod: bool = False) -> list[int]:
-    """Pids below `root` that are not zombies, nor (unless `with_picod`) PicoD and its waiting guard."""
+    """Pids below `root` that are not zombies, nor (unless `with_picod`) PicoD's own."""
     table = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -256,7 +256,7 @@ def descendants(root: int, *, with_picod: bool = False) -> list[int]:
                 fields = rest.split()
             except OSError:
                 continue
-            ours = name.endswith(("(picod-spare", "(picod"))
+            ours = " (picod" in name
             table[int(entry)] = (int(fields[1]), "X" if ours and not with_picod else fields[0])
     found, queue = [], [root]
     while queue:

@@ -307,6 +307,40 @@ def test_arguments_over_the_kernels_limit_are_126(picod: PicoD) -> None:
     assert "Argument list too long" in result["stderr"]
 
 
+def guards(picod: PicoD) -> list[str]:
+    below = set(descendants(picod.pid, with_picod=True)) - set(descendants(picod.pid))
+    return [f"{pid} {len(os.listdir(f'/proc/{pid}/fd'))}" for pid in below]
+
+
+def test_a_guard_whose_program_left_nothing_takes_the_next_one(picod_both: PicoD) -> None:
+    picod_both.execute("true")
+    before = eventually(lambda: guards(picod_both))
+    for _ in range(20):
+        assert picod_both.shell("exit 3", stdin="x")["exit_code"] == 3
+    assert eventually(lambda: guards(picod_both)) == before  # the same one, holding nothing more
+    assert len(before) == 1
+
+    picod_both.shell("sleep 1000 >/dev/null 2>&1 &")
+    eventually(lambda: guards(picod_both) != before)  # this one had to go
+    assert picod_both.execute("absent")["exit_code"] == 127
+    assert picod_both.shell("exit 4", working_dir="/")["exit_code"] == 4
+
+
+def test_a_program_too_long_to_hand_over_runs_all_the_same(picod: PicoD) -> None:
+    result = picod.shell("echo ${#A}", env={"A": "x" * 100_000})
+    assert result["stdout"] == "100000\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs a user other than PicoD's")
+def test_a_used_guard_still_enters_directories_as_the_user(picod: PicoD) -> None:
+    closed = picod.workspace / "closed"
+    closed.mkdir(mode=0o700)
+    for _ in range(3):
+        answer = picod.call("POST", "/api/execute", {"command": ["true"], "working_dir": "closed"})
+        assert answer.status == 400
+        picod.execute("true")
+
+
 @pytest.mark.parametrize("number", ["KILL", "STOP"])
 def test_a_program_that_kills_or_stops_its_guard_gains_nothing(start_picod, number: str) -> None:
     picod = start_picod(single_uid=True)
