@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from agentcube.router.sessions import Entry
     from agentcube.router.upstream import Upstream
 
-REQUEST_ID_LINE = REQUEST_ID_HEADER.encode() + b": "
-_CLOSE_LINE = b"Connection: close"
+REQUEST_ID_NAME = REQUEST_ID_HEADER.encode() + b": "
+_CLOSE_LINE = b"Connection: close\r\n"
+_NO_REQUEST = heads.unread_request(b"")
 
 
 class State(Enum):
@@ -66,10 +67,9 @@ class Answering(Downstream):
         "request",
     )
 
-    request: Request
-
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
+        self.request: Request = _NO_REQUEST
         self.entry: Entry | None = None
         self._state = _HEAD
         self._searched = 0  # how much of what is held is known not to end a head
@@ -124,7 +124,7 @@ class Answering(Downstream):
     def on_interim(self, answer: Answer) -> None:
         """A 1xx passes on, but not to HTTP/1.0, which has none."""
         if self.request.minor == 1:
-            self.transport.write(b"\r\n".join((*answer.lines, b"", b"")))
+            self.transport.write(answer.head + b"\r\n")
         self._note_flow(self.engine.settings.first_byte_timeout_s)
 
     def on_answer(self, answer: Answer, body: bytes) -> None:
@@ -134,10 +134,7 @@ class Answering(Downstream):
             self._closing = True
         elif self._eof_at or self.engine.draining:
             self._see_whether_last()
-        lines = answer.lines
-        if self._closing:
-            lines.append(_CLOSE_LINE)
-        self._write_answer(lines, body)
+        self._write_answer(answer.head + _CLOSE_LINE if self._closing else answer.head, body)
         self.deadline = self.engine.now + self.engine.settings.stream_idle_timeout_s
 
     def _see_whether_last(self) -> None:
@@ -145,11 +142,9 @@ class Answering(Downstream):
         if self.engine.draining or (self._eof_at and not self._held):
             self._closing = True
 
-    def _write_answer(self, lines: list[bytes], body: bytes) -> None:
-        if self.entry is not None:
-            lines.append(self.entry.answer_line)
-        lines += (REQUEST_ID_LINE + self.request.id, b"", body)
-        self.transport.write(b"\r\n".join(lines))
+    def _write_answer(self, head: bytes, body: bytes) -> None:
+        session = b"" if self.entry is None else self.entry.line
+        self.transport.write(b"".join((head, session, REQUEST_ID_NAME, self.request.id, b"\r\n\r\n", body)))
 
     def relay(self, data: bytes) -> None:
         """Bytes of the response's body, or of the tunnel."""
@@ -167,7 +162,7 @@ class Answering(Downstream):
         self._state = _TUNNEL
         assert self._upstream is not None
         assert answer.upgrade is not None
-        self._write_answer([*answer.lines, b"Connection: Upgrade", b"Upgrade: " + answer.upgrade], rest)
+        self._write_answer(b"%bConnection: Upgrade\r\nUpgrade: %b\r\n" % (answer.head, answer.upgrade), rest)
         early = self.take_held()
         if early:
             self._upstream.write(early)
@@ -296,6 +291,8 @@ class Answering(Downstream):
         if not self._closing:
             self._state = _HEAD
             self._searched = 0
+            if not self.request.block:
+                self.request = _NO_REQUEST  # a long head is not kept while the client idles
             self.deadline = now + settings.keep_alive_timeout_s
             if self._reading_held:
                 self.hold_reading(False)

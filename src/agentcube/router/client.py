@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from agentcube import http1
 from agentcube.errors import AgentCubeError, BodyTooLarge, Unavailable
 from agentcube.router import problems, resolve, slow
-from agentcube.router.answering import REQUEST_ID_LINE, Answering, State
+from agentcube.router.answering import REQUEST_ID_NAME, Answering, State
 from agentcube.router.heads import FORBIDDEN_TRAILERS
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class Client(Answering):
             end = http1.request_end(data, searched)
             if end >= 0:
                 self._searched = 0
-                request = engine.reader.request(data[:end])
+                request = engine.reader.request(data[:end], self.request)
         except http1.ProtocolError as error:
             self.refuse_unread(problems.Malformed(error))
             return
@@ -141,8 +141,7 @@ class Client(Answering):
     def _begin(self, request: Request, rest: bytes) -> None:
         engine = self.engine
         settings = engine.settings
-        if not request.id:
-            request.id = engine.next_id()
+        request.id = request.given_id or engine.next_id()
         self.request = request
         self.entry = None
         self._answered = False
@@ -227,25 +226,30 @@ class Client(Answering):
         request = self.request
         if request.host != self._forwarded_host:
             self._forwarded_host = request.host
-            self._forwarded = b"X-Forwarded-For: %b\r\nX-Forwarded-Host: %b\r\nX-Forwarded-Proto: %b" % (
+            self._forwarded = b"X-Forwarded-For: %b\r\nX-Forwarded-Host: %b\r\nX-Forwarded-Proto: %b\r\n" % (
                 self.peer,
                 request.host,
                 self.scheme,
             )
-        lines = [
-            b"%b %b HTTP/1.%d" % (request.method, destination.target, request.minor),
-            destination.host_line,
-            *request.kept,
-            destination.authorization,
-            self._forwarded,
-            REQUEST_ID_LINE + request.id,
-        ]
-        if destination.entry is not None:
-            lines.append(destination.entry.answer_line)
-        if request.upgrade is not None:
-            lines.append(b"Connection: Upgrade\r\nUpgrade: " + request.upgrade)
-        lines += (b"", body)
-        return b"\r\n".join(lines)
+        entry = destination.entry
+        upgrade = b""
+        if request.upgrade is not None and entry is not None:  # the manager has nothing to upgrade to
+            upgrade = b"Connection: Upgrade\r\nUpgrade: %b\r\n" % request.upgrade
+        return b"".join(
+            (
+                b"%b %b HTTP/1.%d\r\n" % (request.method, destination.target, request.minor),
+                destination.host_line,
+                request.kept,
+                destination.authorization,
+                self._forwarded,
+                b"" if entry is None else entry.line,
+                upgrade,
+                REQUEST_ID_NAME,
+                request.id,
+                b"\r\n\r\n",
+                body,
+            )
+        )
 
     def _on_body(self, data: bytes) -> None:
         body, upstream = self._body, self._upstream

@@ -16,6 +16,7 @@ from agentcube.wire.names import ERROR_HEADER, REQUEST_ID_HEADER, SESSION_HEADER
 
 _LINE_BYTES_MAX = 1024  # longer lines are read anew each time, which bounds the memory to 2 x 4096 x 1 KiB
 _LINES = 4096
+_BLOCK_BYTES_MAX = 2048  # of a connection's last head; 10,000 idle clients hold 20 MB with it
 
 (
     _KEEP,
@@ -78,11 +79,13 @@ _Entry = tuple[int, Any]
 
 
 class Request:
-    """A request's head as the Router needs it. `kept` are the raw lines that pass on unchanged."""
+    """A request's head as the Router needs it."""
 
     __slots__ = (
         "authorization",
+        "block",
         "body",
+        "given_id",
         "host",
         "id",
         "keep_alive",
@@ -97,14 +100,16 @@ class Request:
     method: bytes
     target: bytes
     minor: int
-    kept: list[bytes]
+    block: bytes  # all behind the request line, to tell whether the next one says the same; b"" if too long
+    kept: bytes  # the raw lines that pass on unchanged, each with its CRLF
     body: int  # length, or http1.CHUNKED
     keep_alive: bool
     upgrade: bytes | None
     session_id: SessionId | None
     authorization: bytes | None
     host: bytes
-    id: bytes  # b"" when the client gave none that we accept
+    given_id: bytes  # b"" when the client gave none that we accept
+    id: bytes
 
     @property
     def repeatable(self) -> bool:
@@ -119,19 +124,19 @@ def unread_request(id: bytes) -> Request:
     """What stands for a request whose head could not be read, so that it can be answered."""
     request = Request()
     request.method, request.target, request.minor = b"", b"", 1
-    request.kept, request.body, request.keep_alive = [], 0, False
+    request.block, request.kept, request.body, request.keep_alive = b"", b"", 0, False
     request.upgrade = request.session_id = request.authorization = None
-    request.host, request.id = b"", id
+    request.host, request.given_id, request.id = b"", b"", id
     return request
 
 
 class Answer:
-    """A response's head. `lines` begin with the status line and hold what passes on."""
+    """A response's head. `head` is what passes on of it: status line and fields, each with its CRLF."""
 
-    __slots__ = ("body", "keep_alive", "lines", "status", "upgrade")
+    __slots__ = ("body", "head", "keep_alive", "status", "upgrade")
 
     status: int
-    lines: list[bytes]
+    head: bytes
     body: int  # length, http1.CHUNKED or http1.UNTIL_CLOSE
     keep_alive: bool
     upgrade: bytes | None
@@ -171,21 +176,34 @@ class Reader:
     def _response_line(self, line: bytes) -> _Entry:
         return self._responses.young.get(line) or _remember(self._responses, line, _RESPONSE_KINDS)
 
-    def request(self, head: bytes) -> Request:
+    def request(self, head: bytes, previous: Request) -> Request:
         """The request that `head` (up to and with its empty line) makes.
+
+        `previous` is the one before it on the same connection, over by now. Clients mostly say the
+        same again: then `previous` itself is returned, with the new request line.
 
         Raises:
             ProtocolError: it must not be forwarded; the status is the one to answer.
         """
-        lines = http1.split_head(head)
+        first_end = head.find(b"\r\n")
+        method, target, minor = http1.parse_request_line(head[:first_end])
+        block = head[first_end:]
+        if block == previous.block and minor == previous.minor:
+            previous.method, previous.target = method, target
+            return previous
+        found = self._fields(http1.split_head(head), minor)
+        found.method, found.target = method, target
+        found.block = block if len(block) <= _BLOCK_BYTES_MAX else b""
+        return found
+
+    def _fields(self, lines: list[bytes], minor: int) -> Request:
         found = Request()
-        found.method, found.target, minor = http1.parse_request_line(lines[0])
         del lines[0]
         kept: list[bytes] = []
         host = authorization = session = upgrade = length = None
         connection: frozenset[bytes] | None = None
         chunked = False
-        found.id = b""
+        found.given_id = b""
         known = self._requests.young.get
         for line in lines:
             kind, value = known(line) or _remember(self._requests, line, _REQUEST_KINDS)
@@ -220,7 +238,7 @@ class Reader:
             elif kind == _UPGRADE:
                 upgrade = value if upgrade is None else b"%b, %b" % (upgrade, value)
             elif kind == _REQUEST_ID and _REQUEST_ID_OK(value):
-                found.id = value
+                found.given_id = value
         if host is None:
             if minor == 1:
                 raise http1.ProtocolError(400, "there must be exactly one Host")
@@ -232,15 +250,15 @@ class Reader:
         found.host = host
         found.authorization = authorization
         found.session_id = session
-        found.kept = kept
         if connection is not None:
+            kept = [line for line in kept if self._survives(self._request_line(line), connection)]
             self._apply_connection(found, connection, upgrade)
+        found.kept = b"\r\n".join((*kept, b""))
         return found
 
     def _apply_connection(self, found: Request, connection: frozenset[bytes], upgrade: bytes | None) -> None:
         if b"close" in connection:
             found.keep_alive = False
-        found.kept = [line for line in found.kept if self._survives(self._request_line(line), connection)]
         if b"upgrade" not in connection or upgrade is None or found.minor == 0:
             return
         # An HTTP/2 tunnel would carry requests past every check made here; ignoring the offer is
@@ -318,7 +336,7 @@ class Reader:
             kept[1:] = [line for line in kept[1:] if self._survives(self._response_line(line), connection)]
         if chunked and request.minor == 0 and not bodiless:
             raise http1.ProtocolError(502, "a chunked answer to an HTTP/1.0 request")
-        found.lines = kept
+        found.head = b"\r\n".join((*kept, b""))
         return found
 
 

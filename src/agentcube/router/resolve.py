@@ -70,10 +70,9 @@ def find(engine: Engine, request: Request) -> Destination | None:
 
 
 def to_manager(engine: Engine, request: Request, line: bytes, subject: Subject) -> Destination:
-    """The manager, which gets the client's Host because it makes URLs of it. It has no upgrades."""
-    request.upgrade = None
+    """The manager, which gets the client's Host because it makes URLs of it."""
     return Destination(
-        engine.manager, request.target, b"Host: " + (request.host or b"localhost"), line, None, subject
+        engine.manager, request.target, b"Host: %b\r\n" % (request.host or b"localhost"), line, None, subject
     )
 
 

@@ -31,7 +31,7 @@ class Port:
         # Development servers that check Host know themselves by this name, not by ours.
         name = endpoint.host if endpoint.scheme == "tcp" else "localhost"
         suffix = f":{endpoint.port}" if endpoint.port else ""
-        self.host_line = f"Host: {f'[{name}]' if ':' in name else name}{suffix}".encode("ascii")
+        self.host_line = f"Host: {f'[{name}]' if ':' in name else name}{suffix}\r\n".encode("ascii")
 
 
 class Entry:
@@ -41,9 +41,9 @@ class Entry:
         "_picod",
         "_ports",
         "_prefixes",
-        "answer_line",
         "id",
         "in_flight",
+        "line",
         "ready",
         "sandbox",
         "session",
@@ -51,7 +51,7 @@ class Entry:
 
     def __init__(self, session: Session, pools: Pools) -> None:
         self.id = session.id
-        self.answer_line = f"{SESSION_HEADER}: {session.id}".encode("ascii")
+        self.line = f"{SESSION_HEADER}: {session.id}\r\n".encode("ascii")  # told to both sides
         self.in_flight = 0
         self.sandbox: Sandbox | None = None
         self._picod: Port | None = None

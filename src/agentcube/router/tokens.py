@@ -24,7 +24,7 @@ _TOKENS = 16_384  # sessions used within a token's life; about 1 KB each
 
 
 class Tokens:
-    """Authorization lines by key. Signing happens in a thread, once per key at a time."""
+    """Authorization lines, each with its CRLF, by key. Signing happens in a thread, once per key at a time."""
 
     def __init__(self, executor: Executor, now: Callable[[], float] = time.time) -> None:
         self._executor = executor
@@ -64,7 +64,7 @@ class Tokens:
     async def _sign(self, key: Hashable, sign: Callable[[], str]) -> bytes:
         signed_at = self._now()
         token = await asyncio.get_running_loop().run_in_executor(self._executor, sign)
-        line = b"Authorization: Bearer " + token.encode("ascii")
+        line = b"Authorization: Bearer %b\r\n" % token.encode("ascii")
         self._lines.put(key, (line, signed_at, signed_at + _RENEW_S))
         return line
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from agentcube.router.pool import Pool
 
 
+_HEAD_BYTES_KEPT = 1024
 _FLUSH_S = 10.0  # for the last bytes of a tunnel; a sandbox that does not read may not hold us longer
 
 
@@ -28,6 +29,8 @@ class Upstream(asyncio.Protocol):
         "_body",
         "_head",
         "_keep",
+        "_last_answer",
+        "_last_head",
         "_paused",
         "_reader",
         "_tunnel",
@@ -53,6 +56,8 @@ class Upstream(asyncio.Protocol):
         self._head = b""  # an incomplete head
         self._body: http1.Body | None = None  # of the answer whose head has passed
         self._keep = False
+        self._last_head = b""  # the last answer's, and what it meant
+        self._last_answer: Answer | None = None
         self._tunnel = False
         self._paused = False
 
@@ -127,7 +132,7 @@ class Upstream(asyncio.Protocol):
                     self._head = data
                     return
                 searched = 0
-                answer = self._reader.answer(data[:end], client.request, own_session=client.entry is not None)
+                answer = self._read(data[:end], client)
                 data = data[end:]
                 if answer.status >= 200 or answer.status == 101:
                     break
@@ -139,6 +144,17 @@ class Upstream(asyncio.Protocol):
                 self._on_answer(client, answer, data)
         except http1.ProtocolError as error:
             client.on_bad_answer(error)
+
+    def _read(self, head: bytes, client: Answering) -> Answer:
+        """What `head` means. Servers say the same for a while: a date has seconds, a body few lengths."""
+        request = client.request
+        if head == self._last_head and request.method != b"HEAD" and request.minor == 1:
+            assert self._last_answer is not None
+            return self._last_answer
+        answer = self._reader.answer(head, request, own_session=client.entry is not None)
+        if request.method != b"HEAD" and request.minor == 1 and len(head) <= _HEAD_BYTES_KEPT:
+            self._last_head, self._last_answer = head, answer
+        return answer
 
     def _on_answer(self, client: Answering, answer: Answer, rest: bytes) -> None:
         self._keep = answer.keep_alive
@@ -167,7 +183,7 @@ class Upstream(asyncio.Protocol):
 
     def _on_switch(self, client: Answering, answer: Answer, rest: bytes) -> None:
         asked = client.request.upgrade
-        if asked is None or answer.upgrade is None or not client.whole:
+        if asked is None or client.entry is None or answer.upgrade is None or not client.whole:
             raise http1.ProtocolError(502, "the sandbox switched protocols unasked")
         if not http1.options(answer.upgrade) <= http1.options(asked):
             raise http1.ProtocolError(502, "the sandbox switched to a protocol that was not offered")

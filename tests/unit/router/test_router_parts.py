@@ -140,20 +140,20 @@ async def test_tokens_are_signed_once_renewed_early_and_never_used_late() -> Non
         kept = Tokens(executor, lambda: now)
         assert kept.find("a", sign) is None
         both = await asyncio.gather(kept.get("a", sign), kept.get("a", sign))
-        assert both == [b"Authorization: Bearer t1"] * 2
+        assert both == [b"Authorization: Bearer t1\r\n"] * 2
         now += 149
-        assert kept.fresh("a") == kept.find("a", sign) == b"Authorization: Bearer t1"
+        assert kept.fresh("a") == kept.find("a", sign) == b"Authorization: Bearer t1\r\n"
         now += 2  # half its life is over: the old one serves while a new one is signed
         assert kept.fresh("a") is None
-        assert kept.find("a", sign) == b"Authorization: Bearer t1"
-        assert await kept.get("a", sign) == b"Authorization: Bearer t1"
+        assert kept.find("a", sign) == b"Authorization: Bearer t1\r\n"
+        assert await kept.get("a", sign) == b"Authorization: Bearer t1\r\n"
         async with asyncio.timeout(5):
-            while kept.fresh("a") != b"Authorization: Bearer t2":
+            while kept.fresh("a") != b"Authorization: Bearer t2\r\n":
                 await asyncio.sleep(0)
         assert signed == 2
         now += 241
         assert kept.find("a", sign) is None
-        assert await kept.get("a", sign) == b"Authorization: Bearer t3"
+        assert await kept.get("a", sign) == b"Authorization: Bearer t3\r\n"
         now -= 10  # the clock was set back: the sandbox would call the token one of the future
         assert kept.find("a", sign) is None
         await kept.close()
