@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Parallel test processes. The suite is built for 2 cores.
 JOBS ?= 2
+GENERATORS := async_to_sync lifecycle_diagram syscalls_page cli_page api_pages
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-unprivileged check format bench docs lock clean
@@ -40,7 +41,7 @@ check: $(STAMP)  ## Lint, format, types, import contracts, generated files
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python tools/async_to_sync.py --check
+	@for tool in $(GENERATORS); do $(BIN)/python tools/$$tool.py --check || exit 1; done
 
 format: $(STAMP)  ## Format the code
 	$(BIN)/ruff check --fix-only .
@@ -50,11 +51,8 @@ bench: $(STAMP)  ## Measure; the figures go to benchmarks/RESULTS.md by hand, wi
 	$(BIN)/python -m benchmarks.sessions
 	$(BIN)/python -m benchmarks.router
 
-docs: $(STAMP)  ## Regenerate the reference pages that are made from code
-	$(BIN)/python tools/lifecycle_diagram.py
-	$(BIN)/python tools/syscalls_page.py
-	$(BIN)/python tools/cli_page.py
-	$(BIN)/python tools/async_to_sync.py
+docs: $(STAMP)  ## Make what is generated from code again: reference pages, the SDK's sync half
+	@for tool in $(GENERATORS); do $(BIN)/python tools/$$tool.py || exit 1; done
 
 lock: $(STAMP)  ## Resolve dependencies again into requirements/dev.txt (no registry addresses in it)
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
