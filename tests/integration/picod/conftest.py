@@ -246,6 +246,17 @@ def _check_log(path: Path) -> None:
     assert "Traceback" not in path.read_text(), path.read_text()
 
 
+def open_files(pid: int) -> list[str]:
+    """What PicoD's descriptors are. It is not dumpable: only root may look."""
+    found = []
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            found.append(os.readlink(f"/proc/{pid}/fd/{fd}"))
+        except FileNotFoundError:
+            continue  # closed meanwhile
+    return found
+
+
 def descendants(root: int, *, with_picod: bool = False) -> list[int]:
     """Pids below `root` that are not zombies, nor (unless `with_picod`) PicoD's own."""
     table = {}
