@@ -26,7 +26,7 @@ from tests.integration.local.conftest import IS_ROOT, Box, Machine, opened
 
 pytestmark = pytest.mark.anyio
 
-CANARY = "agentcube-canary-5f1d"
+CANARY = f"agentcube-canary-{os.getpid()}"  # abstract sockets of two test processes must not meet
 SHM_KEY = 0x0AC0BE
 
 needs_root = pytest.mark.skipif(not IS_ROOT, reason="a range of user ids takes root (docs/known-limits.md)")
@@ -170,7 +170,12 @@ async def test_the_zygote_has_given_up_root_and_sees_nothing(driver: LocalDriver
 
 @needs_root
 async def test_picod_holds_its_sockets_its_log_and_nothing_of_the_host(box: Box, machine: Machine) -> None:
-    links = [os.readlink(f"/proc/{box.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{box.pid}/fd")]
+    links = []
+    for fd in Path(f"/proc/{box.pid}/fd").iterdir():
+        try:
+            links.append(os.readlink(fd))
+        except FileNotFoundError:
+            continue  # closed while we looked
     log = f"/data/sandboxes/{box.id}/picod.log"
     known = (
         "/dev/null",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 
+from agentcube.drivers.local.inside import kernel
 from agentcube.errors import Unreachable
 from agentcube.wire import control
 
@@ -37,7 +38,7 @@ async def _ask(sock: socket.socket, port: int) -> socket.socket:
         async with asyncio.timeout(control.DEADLINE_S):
             await asyncio.get_running_loop().sock_sendall(sock, control.DIAL % port)
             await _readable(sock)
-            answer, fds, _, _ = socket.recv_fds(sock, 64, 1, socket.MSG_CMSG_CLOEXEC)
+            answer, fds = kernel.receive(sock, 64, 1)
     except (OSError, TimeoutError) as exc:
         raise Unreachable(f"the sandbox does not answer for port {port}") from exc
     if answer[:1] != control.GRANTED or not fds:

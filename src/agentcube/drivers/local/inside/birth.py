@@ -103,7 +103,7 @@ def tell_failure(channel: socket.socket, exc: BaseException) -> None:
 
 def _ask(channel: socket.socket) -> Request:
     channel.sendall(BORN)
-    data, fds, _, _ = socket.recv_fds(channel, MESSAGE_BYTES_MAX, DESCRIPTORS_MAX, socket.MSG_CMSG_CLOEXEC)
+    data, fds = kernel.receive(channel, MESSAGE_BYTES_MAX, DESCRIPTORS_MAX)
     if not data:
         raise LauncherGone
     named = dict(zip(json.loads(data)["fds"], fds))  # Python 3.9
@@ -162,7 +162,7 @@ def _root_plan(request: Request) -> root.Plan:
 
 def _workspace(channel: socket.socket) -> int:
     """The workspace's mount, which the launcher makes while the root is built."""
-    data, fds, _, _ = socket.recv_fds(channel, 64, 1, socket.MSG_CMSG_CLOEXEC)
+    data, fds = kernel.receive(channel, 64, 1)
     if data != WORKSPACE:
         raise LauncherGone
     return fds[0]

@@ -177,6 +177,21 @@ def close_all_but(keep: set[int]) -> None:
     call("close descriptors", "close_range", low, _CLOSE_RANGE_MAX, 0)
 
 
+def receive(sock: socket.socket, size: int, fds_max: int) -> tuple[bytes, list[int]]:
+    """One message and the descriptors that came with it, close-on-exec from the first moment.
+
+    Not socket.recv_fds: that one drops its `flags` (CPython 3.11), and so the descriptors leak into
+    whatever is started next.
+    """
+    item = struct.calcsize("i")
+    data, ancillary, _, _ = sock.recvmsg(size, socket.CMSG_SPACE(fds_max * item), socket.MSG_CMSG_CLOEXEC)
+    fds: list[int] = []
+    for level, kind, record in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds += [fd for (fd,) in struct.iter_unpack("i", record[: len(record) - len(record) % item])]
+    return data, fds
+
+
 def loopback_up() -> None:
     """Bring up `lo` of this network namespace: 127.0.0.1 and ::1 answer."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:

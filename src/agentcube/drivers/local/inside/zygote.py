@@ -108,7 +108,7 @@ def _forget_imports() -> None:
 
 def _serve(control: socket.socket, program: bytes) -> None:
     while True:
-        data, fds, _, _ = socket.recv_fds(control, 64, 1, socket.MSG_CMSG_CLOEXEC)
+        data, fds = kernel.receive(control, 64, 1)
         if not data:
             return
         channel = socket.socket(fileno=fds[0])
