@@ -77,6 +77,36 @@ class FileNotFound(NotFound):
     code, title = "file_not_found", "File not found"
 
 
+class NoCommand(NotFound):
+    """The session's template has no command, so there are no logs of one."""
+
+    code, title = "no_command", "No command"
+
+
+class MethodNotAllowed(AgentCubeError):
+    """The path exists and does not take this method."""
+
+    code, status, title = "method_not_allowed", 405, "Method not allowed"
+
+
+class RangeNotSatisfiable(AgentCubeError):
+    """The file has no such bytes."""
+
+    code, status, title = "range_not_satisfiable", 416, "Range not satisfiable"
+
+
+class RequestTimedOut(AgentCubeError):
+    """The request did not arrive in time."""
+
+    code, status, title, retryable = "request_timed_out", 408, "Request too slow", True
+
+
+class WorkspaceFull(AgentCubeError):
+    """The session's workspace has no room for this."""
+
+    code, status, title = "workspace_full", 507, "Workspace full"
+
+
 class Conflict(AgentCubeError):
     """The thing is not in a state that allows this."""
 
