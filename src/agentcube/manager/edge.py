@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from agentcube.errors import AgentCubeError, BodyTooLarge, Invalid, NotFound
+from agentcube.errors import AgentCubeError, BodyTooLarge, Invalid, MethodNotAllowed, NotFound
 from agentcube.runtime.problems import problem, problem_headers
 from agentcube.wire.names import PROBLEM_TYPE, REQUEST_ID_HEADER
 from agentcube.wire.problems import FieldProblem, InvalidFields, fields_of
@@ -22,12 +22,6 @@ from agentcube.wire.problems import FieldProblem, InvalidFields, fields_of
 log = structlog.get_logger(__name__)
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-
-
-class MethodNotAllowed(Invalid):
-    """The path exists, and has no such method."""
-
-    code, status, title = "method_not_allowed", 405, "Method not allowed"
 
 
 class ProblemResponse(JSONResponse):

@@ -22,12 +22,6 @@ class NoSuchRoute(NotFound):
     code, title = "route_not_found", "No such path"
 
 
-class MethodNotAllowed(AgentCubeError):
-    """The path exists, the method does not."""
-
-    code, status, title = "method_not_allowed", 405, "Method not allowed"
-
-
 class Malformed(AgentCubeError):
     """The request is not HTTP/1.1 as RFC 9112 has it; `status` is the instance's own."""
 

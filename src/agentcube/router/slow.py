@@ -14,6 +14,7 @@ import structlog
 
 from agentcube.errors import (
     AgentCubeError,
+    MethodNotAllowed,
     SessionFailed,
     SessionNotFound,
     StartTimedOut,
@@ -154,7 +155,7 @@ async def _suspect(engine: Engine, entry: Entry) -> None:
 
 async def _health(engine: Engine, client: Answering, request: Request, route: targets.Health) -> None:
     if request.method not in (b"GET", b"HEAD"):
-        raise problems.MethodNotAllowed("health is asked with GET")
+        raise MethodNotAllowed("health is asked with GET")
     if route.probe != b"/live":
         await _ready(engine)
     headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
