@@ -1,7 +1,7 @@
-"""`python -m benchmarks.router [--rounds N] [--seconds S]`: prints the tables of RESULTS.md's section "Router".
+"""`python -m benchmarks.router [--slices N]`: prints the tables of RESULTS.md's section "Router".
 
 Requests per CPU-second of the proxy's process: other processes may have the second core, and a busy
-machine costs wall time but little CPU time. Proxies take turns within every round.
+machine costs wall time but less CPU time. Proxies take turns every half second.
 """
 
 from __future__ import annotations
@@ -17,14 +17,12 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.router import haproxy
 from benchmarks.router.scene import make_tokens
-
-_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass
@@ -32,14 +30,9 @@ class Proxy:
     name: str
     pid: int  # 0: nothing between load and sandbox
     port: int
-    per_cpu_s: list[float] = field(default_factory=list)
-    busy: list[dict[str, float]] = field(default_factory=list)
-    calm: list[dict[str, float]] = field(default_factory=list)
 
 
-def cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS
+Result = dict[str, Any]
 
 
 def rss_mb(pid: int) -> float:
@@ -47,17 +40,19 @@ def rss_mb(pid: int) -> float:
     return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
 
-def run_load(given: dict[str, Any]) -> dict[str, float]:
+def run_load(proxies: list[Proxy], given: dict[str, Any]) -> list[Result]:
+    targets = [{"port": proxy.port, "pid": proxy.pid} for proxy in proxies]
     done = subprocess.run(
         (sys.executable, "-m", "benchmarks.router.load"),
-        input=json.dumps(given).encode(),
+        input=json.dumps({**given, "targets": targets}).encode(),
         stdout=subprocess.PIPE,
         check=True,
     )
-    result: dict[str, float] = json.loads(done.stdout)
-    if result["bad"] or result["lost"] or not result["requests"]:
-        raise SystemExit(f"not every request was answered with 200: {result}")
-    return result
+    results: list[Result] = json.loads(done.stdout)
+    for proxy, result in zip(proxies, results, strict=True):
+        if result["bad"] or result["lost"] or not result["requests"]:
+            raise SystemExit(f"{proxy.name}: not every request was answered with 200: {result}")
+    return results
 
 
 def python(stack: ExitStack, module: str, *arguments: str) -> subprocess.Popen[bytes]:
@@ -107,80 +102,66 @@ def wait_for(port: int) -> None:
             time.sleep(0.02)
 
 
-def measure(proxies: list[Proxy], tokens: dict[str, str], rounds: int, seconds: float) -> None:
-    given = {"tokens": tokens, "connections": 64}
-    for turn in range(-1, rounds):  # the first round only warms up
-        for proxy in proxies[turn % len(proxies) :] + proxies[: turn % len(proxies)]:
-            before = cpu_s(proxy.pid) if proxy.pid else 0.0
-            busy = run_load(
-                {**given, "port": proxy.port, "seed": turn, "rate": 0, "seconds": seconds if turn >= 0 else 2}
-            )
-            spent = cpu_s(proxy.pid) - before if proxy.pid else float("inf")
-            calm = run_load(
-                {
-                    **given,
-                    "port": proxy.port,
-                    "seed": -turn,
-                    "rate": 1000,
-                    "seconds": seconds if turn >= 0 else 1,
-                }
-            )
-            if turn >= 0:
-                proxy.per_cpu_s.append(busy["requests"] / spent)
-                proxy.busy.append(busy)
-                proxy.calm.append(calm)
-                print(
-                    f"round {turn + 1}: {proxy.name}: {busy['requests'] / spent:,.0f}",
-                    file=sys.stderr,
-                    flush=True,
-                )
+def per_cpu(ours: Result, result: Result) -> str:
+    """Median, quartiles, and the Router's ratio to it, slice by slice."""
+    rates = result["per_cpu_s"]
+    low, middle, high = statistics.quantiles(rates, n=4)
+    ratio = statistics.median(a / b for a, b in zip(ours["per_cpu_s"], rates, strict=True))
+    return f"{middle:,.0f} ({low:,.0f} to {high:,.0f}) | {ratio:.2f}"
 
 
-def middle(results: list[dict[str, float]], name: str) -> float:
-    return statistics.median(result[name] for result in results)
-
-
-def report(proxies: list[Proxy], seconds: float) -> None:
-    ours, nothing = proxies[0], proxies[-1]
+def report_busy(proxies: list[Proxy], same: list[Result], fresh: list[Result]) -> None:
     print(
-        "| proxy | req/CPU-s (min to max) | Router's ratio | req/s, 64 connections | p50 / p95 / p99, ms | memory, MB |"
+        "| proxy | req/CPU-s, same headers, new query (quartiles) | Router's ratio "
+        "| req/CPU-s, new traceparent too (quartiles) | Router's ratio | p50 / p95 / p99, ms | memory, MB |"
     )
-    print("|---|---|---|---|---|---|")
-    for proxy in proxies[:-1]:
-        rate = statistics.median(proxy.per_cpu_s)
-        ratio = statistics.median(a / b for a, b in zip(ours.per_cpu_s, proxy.per_cpu_s, strict=True))
-        marks = " / ".join(f"{middle(proxy.busy, mark) / 1000:.1f}" for mark in ("p50", "p95", "p99"))
-        spread = f"{rate:,.0f} ({min(proxy.per_cpu_s):,.0f} to {max(proxy.per_cpu_s):,.0f})"
-        wall = middle(proxy.busy, "requests") / seconds
-        print(f"| {proxy.name} | {spread} | {ratio:.2f} | {wall:,.0f} | {marks} | {rss_mb(proxy.pid):.0f} |")
-    print()
+    print("|---|---|---|---|---|---|---|")
+    for proxy, one, other in zip(proxies, same, fresh, strict=True):
+        figures = f"{per_cpu(same[0], one)} | {per_cpu(fresh[0], other)}"
+        marks = " / ".join(f"{other[mark] / 1000:.1f}" for mark in ("p50", "p95", "p99"))
+        print(f"| {proxy.name} | {figures} | {marks} | {rss_mb(proxy.pid):.0f} |")
+    print(flush=True)
+
+
+def report_calm(proxies: list[Proxy], calm: list[Result]) -> None:
     print("| at 1000 req/s | p50, µs | p95, µs | p99, µs | added p50 / p99, µs | not sent in time |")
     print("|---|---|---|---|---|---|")
-    for proxy in proxies:
-        marks = " | ".join(f"{middle(proxy.calm, mark):,.0f}" for mark in ("p50", "p95", "p99"))
-        added = " / ".join(f"{middle(proxy.calm, m) - middle(nothing.calm, m):,.0f}" for m in ("p50", "p99"))
-        print(f"| {proxy.name} | {marks} | {added} | {sum(r['late'] for r in proxy.calm):.0f} |")
+    nothing = calm[-1]
+    for proxy, result in zip(proxies, calm, strict=True):
+        marks = " | ".join(f"{result[mark]:,.0f}" for mark in ("p50", "p95", "p99"))
+        added = " / ".join(f"{result[mark] - nothing[mark]:,.0f}" for mark in ("p50", "p99"))
+        print(f"| {proxy.name} | {marks} | {added} | {result['late']} |")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--slices", type=int, default=30, help="of half a second for each proxy and table")
     chosen = parser.parse_args()
     haproxy.binary()
     public_key, tokens = make_tokens()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         proxies = start(stack, folder, tokens, public_key)
-        measure(proxies, tokens, chosen.rounds, chosen.seconds)
+        between = proxies[:-1]
+        given = {
+            "tokens": tokens,
+            "seconds": 0.5,
+            "slices": chosen.slices,
+            "rate": 0,
+            "traced": False,
+            "seed": 1,
+        }
+        run_load(between, {**given, "slices": 2})  # warm up
+        same = run_load(between, given)
+        fresh = run_load(between, {**given, "traced": True, "seed": 2})
+        calm = run_load(proxies, {**given, "traced": True, "rate": 1000, "seed": 3})
         python_version = platform.python_version()
         print(
             f"{os.cpu_count()} cores, {platform.machine()}, Linux {platform.release()}, Python {python_version}"
         )
-        print(
-            f"load average {os.getloadavg()[0]:.1f}, {chosen.rounds} rounds of {chosen.seconds:g} s each, medians\n"
-        )
-        report(proxies, chosen.seconds)
+        print(f"load average {os.getloadavg()[0]:.1f}, {chosen.slices} slices of 0.5 s each, medians\n")
+        report_busy(between, same, fresh)
+        report_calm(proxies, calm)
 
 
 if __name__ == "__main__":

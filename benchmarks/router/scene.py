@@ -45,25 +45,23 @@ def make_tokens() -> tuple[str, dict[str, str]]:
     return public_pem(key.public_key()), tokens
 
 
-def requests(tokens: dict[str, str], seed: int) -> Iterator[bytes]:
-    """Endless requests; each has a query and a traceparent that never came before."""
-    dice = random.Random(seed)
-    heads = []
-    for held in SCENE:
-        lines = (
-            "Host: router.bench:8080",
-            f"Authorization: Bearer {tokens[held.owner]}",
-            f"X-AgentCube-Session-Id: {held.id}",
-            "User-Agent: agentcube-bench/1.0 (linux; x86_64) python/3.11",
-            "Accept: application/json, text/event-stream;q=0.9, */*;q=0.1",
-            "Accept-Encoding: gzip, deflate, br, zstd",
-            "Accept-Language: en-GB,en;q=0.8",
-            "Cookie: theme=dark; visited=" + "v" * 100,
-            "Cache-Control: no-cache",
-            "",
-            "",
-        )
-        heads.append("\r\n".join(lines).encode())
+def requests(tokens: dict[str, str], held: Held, seed: int, *, traced: bool) -> Iterator[bytes]:
+    """Endless requests of one client to its session; no query comes twice, nor, if `traced`, a traceparent."""
+    dice = random.Random(f"{seed} {held.id}")
+    lines = (
+        "Host: router.bench:8080",
+        f"Authorization: Bearer {tokens[held.owner]}",
+        f"X-AgentCube-Session-Id: {held.id}",
+        "User-Agent: agentcube-bench/1.0 (linux; x86_64) python/3.11",
+        "Accept: application/json, text/event-stream;q=0.9, */*;q=0.1",
+        "Accept-Encoding: gzip, deflate, br, zstd",
+        "Accept-Language: en-GB,en;q=0.8",
+        "Cookie: theme=dark; visited=" + "v" * 100,
+        "Cache-Control: no-cache",
+    )
+    head = "\r\n".join(lines).encode()
     for n in itertools.count():
-        trace = b"traceparent: 00-%032x-%016x-01\r\n" % (dice.getrandbits(128), dice.getrandbits(64))
-        yield b"GET %b/run?seed=%d&n=%d HTTP/1.1\r\n" % (PATH.encode(), seed, n) + trace + dice.choice(heads)
+        fresh = n if traced else 0
+        trace = b"traceparent: 00-%032x-%016x-01" % (dice.getrandbits(128) if traced else 1, fresh)
+        first = b"GET %b/run?seed=%d&n=%d HTTP/1.1" % (PATH.encode(), seed, n)
+        yield b"\r\n".join((first, head, trace, b"", b""))
