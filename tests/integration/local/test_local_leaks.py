@@ -59,7 +59,7 @@ def count(machine: Machine) -> Counter[str]:
             except OSError:
                 continue
     root = str(machine.root)
-    found["mounts"] = len(Path("/proc/self/mountinfo").read_text().splitlines())
+    found["mounts"] = Path("/proc/self/mountinfo").read_text().count(root)
     found["sockets"] = Path("/proc/net/unix").read_text().count(root)
     found["descriptors"] = len(os.listdir("/proc/self/fd"))
     for base, dirs, files in os.walk(root):
@@ -121,6 +121,7 @@ async def test_after_a_clean_stop_nothing_of_the_driver_is_left(machine: Machine
     async with machine.driver() as driver:
         await driver.destroy((await driver.create(machine.spec())).id)
     await is_as(before, machine)
+    assert list((machine.root / "run").iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -40,10 +40,10 @@ class Zygote:
         off: Collection[str] = (),
         extra: tuple[Path, ...] = (),
     ) -> None:
-        self._folder = folder
+        self._archive, self._log, self._stage = folder / "inside.zip", folder / "zygote.log", folder / "stage"
         self._settings = {
             "uid": uid,
-            "stage": str(folder / "stage"),
+            "stage": str(self._stage),
             "preload": [entry.partition(":")[0]],
             "off": sorted(off),
         }
@@ -90,17 +90,21 @@ class Zygote:
             return True
 
     def close(self) -> None:
-        """End it; its sandboxes live on. Idempotent."""
+        """End it and remove its files; its sandboxes live on. Idempotent."""
         with self._lock:
             self._end()
+            for path in (self._archive, self._log):
+                path.unlink(missing_ok=True)
+            try:
+                self._stage.rmdir()
+            except FileNotFoundError:
+                pass
 
     def _start(self) -> None:
-        (self._folder / "stage").mkdir(parents=True, exist_ok=True)
-        archive = bundle.build(self._folder / "inside.zip", self._extra)
+        self._stage.mkdir(parents=True, exist_ok=True)
+        archive = bundle.build(self._archive, self._extra)
         ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        log = os.open(
-            self._folder / "zygote.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600
-        )
+        log = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             self._process = subprocess.Popen(
                 [_interpreter(), "-I", "-S", str(archive), str(its.fileno())],
@@ -131,7 +135,7 @@ class Zygote:
             raise DriverFailed(f"the zygote did not start: {failure}")
 
     def _last_words(self) -> str:
-        text = (self._folder / "zygote.log").read_text(errors="replace").strip()
+        text = self._log.read_text(errors="replace").strip()
         return text[-500:] or "it said nothing"
 
     def _end(self) -> None:
