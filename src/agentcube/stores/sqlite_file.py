@@ -37,7 +37,6 @@ APPLICATION_ID = (
 )
 
 _SCHEMA = f"""
-PRAGMA journal_mode = WAL;
 BEGIN;
 CREATE TABLE sessions (id TEXT PRIMARY KEY, record TEXT NOT NULL, active_at_us INTEGER NOT NULL);
 CREATE TABLE warm (id TEXT PRIMARY KEY, record TEXT NOT NULL);
@@ -82,7 +81,11 @@ def open_database(path: Path) -> sqlite3.Connection:
 
 
 def _create(path: Path) -> None:
-    """Make an empty store under another name first: under its own it is whole or absent."""
+    """Make an empty store under another name first: under its own it is whole or absent.
+
+    With a rollback journal: a WAL could still hold what a full disk did not let into the file, and
+    would not be renamed with it.
+    """
     stray = Path(f"{path}-wal")
     if stray.exists():
         raise StoreFailed(
@@ -91,7 +94,8 @@ def _create(path: Path) -> None:
         )
     new = Path(f"{path}.new")
     try:
-        new.unlink(missing_ok=True)
+        for left in ("", "-journal", "-wal", "-shm"):
+            Path(f"{new}{left}").unlink(missing_ok=True)
         os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
         with closing(sqlite3.connect(new, isolation_level=None)) as connection:
             connection.executescript(_SCHEMA)

@@ -264,6 +264,21 @@ async def test_a_new_file_is_private_and_leaves_no_stray(path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
+def test_a_disk_that_is_full_leaves_no_half_made_store(tmp_path: Path) -> None:
+    """On a small disk of its own, in a mount namespace of its own."""
+    inside = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    if subprocess.run([*inside, f"mount -t tmpfs none {tmp_path}"], capture_output=True).returncode:
+        pytest.skip("this machine has no user namespaces to mount in")
+    code = "import sys; from pathlib import Path; from agentcube.stores.sqlite_file import *; "
+    code += "print(list(load(open_database(Path(sys.argv[1])), Path())))"
+    attempt = f'"{sys.executable}" -c "{code}" "$0/store.sqlite3"'
+    for kilobytes in range(0, 160, 20):
+        script = f"mount -t tmpfs -o size={4 + kilobytes}k none $0 && {{ {attempt} 2> /dev/null > /dev/null; "
+        script += f"mount -o remount,size=4m $0 && {attempt} && ls $0; }}"
+        done = subprocess.run([*inside, script, str(tmp_path)], capture_output=True, text=True)
+        assert (done.stdout, done.returncode) == ("[]\nstore.sqlite3\n", 0), (kilobytes, done.stderr)
+
+
 async def test_a_newer_store_is_refused_and_kept(path: Path) -> None:
     await make(path)
     with closing(sqlite3.connect(path)) as other:
