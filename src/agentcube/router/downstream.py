@@ -10,13 +10,15 @@ import socket
 import struct
 from typing import TYPE_CHECKING, cast
 
+from agentcube.router.turns import InTurns
+
 if TYPE_CHECKING:
     from agentcube.router.engine import Engine
 
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER with time 0: close() sends RST instead of FIN
 
 
-class Downstream(asyncio.Protocol):
+class Downstream(InTurns):
     """A connection that a client made."""
 
     __slots__ = (
@@ -36,6 +38,7 @@ class Downstream(asyncio.Protocol):
     transport: asyncio.Transport
 
     def __init__(self, engine: Engine) -> None:
+        super().__init__()
         self.engine = engine
         self.deadline = 0.0
         self.writing_paused = False
@@ -70,7 +73,7 @@ class Downstream(asyncio.Protocol):
             or engine.held_bytes > engine.settings.held_bytes_max
         ):
             self._reading_full = True
-            self._update_reading()
+            self.update_reading()
 
     def take_held(self) -> bytes:
         """Everything held, which is held no longer."""
@@ -79,22 +82,22 @@ class Downstream(asyncio.Protocol):
             self.engine.held_bytes -= len(data)
             if self._reading_full:
                 self._reading_full = False
-                self._update_reading()
+                self.update_reading()
         return data
 
     def hold_reading(self, hold: bool) -> None:
         """The upstream's wish: stop or go on reading."""
         if self._reading_held != hold:
             self._reading_held = hold
-            self._update_reading()
+            self.update_reading()
 
     @property
     def reading_held(self) -> bool:
         """Whether the upstream is what keeps us from reading."""
         return self._reading_held
 
-    def _update_reading(self) -> None:
-        pause = self._reading_full or self._reading_held
+    def update_reading(self) -> None:
+        pause = self._reading_full or self._reading_held or self.behind
         if pause == self._reading_paused or self.transport.is_closing():
             return
         self._reading_paused = pause

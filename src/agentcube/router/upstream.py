@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 from agentcube import http1
 from agentcube.router.heads import Reader
+from agentcube.router.turns import TURN_BYTES, InTurns
 
 if TYPE_CHECKING:
     from agentcube.router.answering import Answering
@@ -18,7 +19,7 @@ _HEAD_BYTES_KEPT = 1024
 _FLUSH_S = 10.0  # for the last bytes of a tunnel; a sandbox that does not read may not hold us longer
 
 
-class Upstream(asyncio.Protocol):
+class Upstream(InTurns):
     """A connection to an endpoint, and the answer that is arriving on it.
 
     `client` is None exactly while the connection idles or is over. `reused` and `heard` decide
@@ -46,6 +47,7 @@ class Upstream(asyncio.Protocol):
     transport: asyncio.Transport
 
     def __init__(self, pool: Pool, reader: Reader) -> None:
+        super().__init__()
         self.pool = pool
         self.client: Answering | None = None
         self.reused = False  # it has carried a whole exchange before
@@ -77,12 +79,22 @@ class Upstream(asyncio.Protocol):
         """Stop reading: the client does not keep up."""
         if not self._paused and not self.closing:
             self._paused = True
-            self.transport.pause_reading()
+            if not self._later:
+                self.transport.pause_reading()
 
     def resume(self) -> None:
         """Read on."""
         if self._paused and not self.closing:
             self._paused = False
+            if not self._later:
+                self.transport.resume_reading()
+
+    def update_reading(self) -> None:
+        if self._paused or self.closing or self.transport.is_closing():
+            return
+        if self._later:
+            self.transport.pause_reading()
+        else:
             self.transport.resume_reading()
 
     def end(self) -> None:
@@ -109,6 +121,8 @@ class Upstream(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
+        if len(data) > TURN_BYTES:
+            data = self.set_aside(data)
         client = self.client
         if client is None:
             # Nobody asked: whatever it is, it would be taken for the next request's answer.
@@ -194,7 +208,7 @@ class Upstream(asyncio.Protocol):
         """The answer is whole. `clean`: nothing came behind it."""
         self.client = None
         self._body = None
-        if clean and self._keep and client.whole and not self.closing:
+        if clean and self._keep and client.whole and not self.closing and not self._later:
             if self._paused:
                 self.resume()
             self.reused = True
@@ -219,6 +233,7 @@ class Upstream(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closing = True
+        self._later = b""
         client, self.client = self.client, None
         if client is None:
             self.pool.drop(self)
