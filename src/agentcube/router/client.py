@@ -10,6 +10,8 @@ from agentcube.errors import AgentCubeError, BodyTooLarge, Unavailable
 from agentcube.router import problems, resolve, slow
 from agentcube.router.answering import REQUEST_ID_NAME, Answering, State
 from agentcube.router.heads import FORBIDDEN_TRAILERS
+from agentcube.router.pages import refuse_pages
+from agentcube.router.turns import TURN_BYTES
 
 if TYPE_CHECKING:
     from agentcube.router.engine import Engine
@@ -44,6 +46,8 @@ class Client(Answering):
             self.refuse_unread(Unavailable("too many connections", limit="connections"))
 
     def data_received(self, data: bytes) -> None:
+        if len(data) > TURN_BYTES:
+            data = self.set_aside(data)
         state = self._state
         if state is _HEAD:
             if self.writing_paused:
@@ -88,6 +92,7 @@ class Client(Answering):
             self._continue()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._later = b""
         tunnel = self._state is _TUNNEL or self._tunnel_eofs > 0
         self._state = _DEAD
         self.engine.clients.discard(self)
@@ -156,6 +161,8 @@ class Client(Answering):
             self._body = None
         self._state = _RESOLVE
         try:
+            if settings.local_only:
+                refuse_pages(request)
             if request.body > settings.body_bytes_max:
                 raise _too_large(settings.body_bytes_max)
             if engine.in_flight > settings.in_flight_max:
@@ -181,7 +188,7 @@ class Client(Answering):
     def forward(self, destination: Destination, upstream: Upstream) -> None:
         """Send the exchange that was held for `slow`; the connection goes to the pool if it is over."""
         if self._state is _RESOLVE:
-            self._send(destination, upstream, self.take_held())
+            self._send(destination, upstream, self.set_aside(self.take_held()))
         else:
             self.give_back(upstream)
 

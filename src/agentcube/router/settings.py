@@ -13,6 +13,8 @@ class RouterSettings:
     none costs a request anything.
     """
 
+    local_only: bool = False  # nobody is asked who they are: refuse what web pages of other sites send
+
     head_timeout_s: float = 10.0  # first byte to empty line; honest clients need one round trip
     keep_alive_timeout_s: float = 75.0  # nginx's keepalive_timeout; cloud balancers idle at 60
     body_idle_timeout_s: float = 60.0  # between two reads of a request's body; nginx's client_body_timeout

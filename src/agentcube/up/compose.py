@@ -77,7 +77,7 @@ async def run(options: UpOptions, data_dir: DataDir, listener: socket.socket) ->
         app = build_app(manager.service, RsaVerifier(signer.public_keys), settings)
         api = AppServer(cast(ASGIApplication, app), unix_socket(api_path), drain_s=DRAIN_S)
         router = Router(
-            RouterSettings(),
+            RouterSettings(local_only=options.auth == "none"),
             store=store,
             control=manager.service,
             auth=auth,
