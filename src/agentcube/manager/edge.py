@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 from typing import Any
@@ -28,6 +29,10 @@ class ProblemResponse(JSONResponse):
     """A problem document."""
 
     media_type = PROBLEM_TYPE
+
+    def render(self, content: Any) -> bytes:
+        """As ASCII: it may repeat what a client sent, half a surrogate pair too."""
+        return json.dumps(content).encode("ascii")
 
 
 class Edge:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request, Response
@@ -62,7 +63,8 @@ def template_routes(service: Service) -> APIRouter:
     ) -> dict[str, Any]:
         """Stores the manifest (JSON or YAML). Live sessions keep what they have; a pool is rolled."""
         key = _key(namespace, plural, name)
-        document = load_document(await request.body(), as_yaml=_is_yaml(request))
+        # In a thread: a long one takes PyYAML the better part of a second.
+        document = await asyncio.to_thread(load_document, await request.body(), as_yaml=_is_yaml(request))
         template, new = await service.catalog.put(key, document)
         response.status_code = 201 if new else 200
         return manifest_of(template)

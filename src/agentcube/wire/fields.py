@@ -15,6 +15,7 @@ from agentcube.wire.quantities import parse_bytes, parse_count, parse_cpu_millis
 T = TypeVar("T", str, str | None)
 
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 
 SECONDS_MAX = 366 * 86_400  # a year: longer is a mistake in the unit, and timedelta stays exact
@@ -54,6 +55,11 @@ def _positive(seconds: float) -> timedelta:
     return timedelta(seconds=seconds)
 
 
+def has_lone_surrogate(text: str) -> bool:
+    """Whether `text` has half of a surrogate pair: JSON can say that, and no answer could repeat it."""
+    return _SURROGATE.search(text) is not None
+
+
 def _metadata(value: dict[str, T]) -> dict[str, T]:
     if len(value) > METADATA_MAX:
         raise ValueError(f"at most {METADATA_MAX} entries")
@@ -62,6 +68,8 @@ def _metadata(value: dict[str, T]) -> dict[str, T]:
             raise ValueError(
                 f"keys have 1 to {METADATA_KEY_MAX} characters, values at most {METADATA_VALUE_MAX}"
             )
+        if has_lone_surrogate(key) or has_lone_surrogate(text or ""):
+            raise ValueError("half of a surrogate pair is no text")
     return value
 
 
@@ -74,10 +82,9 @@ def check_env(value: dict[str, str]) -> dict[str, str]:
             raise ValueError(f"{name[:40]!r} is not a name for an environment variable")
         if "\0" in text:
             raise ValueError(f"the value of {name} has a NUL in it")
-    if (
-        sum(len(n.encode()) + len(t.encode("utf-8", "surrogatepass")) for n, t in value.items())
-        > ENV_BYTES_MAX
-    ):
+        if has_lone_surrogate(text):
+            raise ValueError(f"the value of {name} has half of a surrogate pair in it")
+    if sum(len(n.encode()) + len(t.encode()) for n, t in value.items()) > ENV_BYTES_MAX:
         raise ValueError(f"together at most {ENV_BYTES_MAX} bytes")
     return value
 

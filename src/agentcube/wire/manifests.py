@@ -25,7 +25,7 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 
 from agentcube.errors import Invalid
-from agentcube.wire.fields import DnsLabel, GoDuration
+from agentcube.wire.fields import DnsLabel, GoDuration, has_lone_surrogate
 from agentcube.wire.problems import InvalidFields
 
 POOL_MAX = 1000  # sandboxes in one template's pool: above what one machine holds
@@ -274,7 +274,7 @@ def parse_manifest(document: Mapping[str, Any]) -> Manifest:
 def load_document(text: bytes, *, as_yaml: bool) -> dict[str, Any]:
     """The one JSON or YAML document in `text`, plain and bounded. Raises Invalid, with line and column."""
     try:
-        loaded = yaml.safe_load(text) if as_yaml else json.loads(text)
+        loaded = yaml.load(text, _Loader) if as_yaml else json.loads(text)  # noqa: S506  # it is a SafeLoader
     except yaml.MarkedYAMLError as exc:
         mark = exc.problem_mark
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -293,6 +293,31 @@ def load_document(text: bytes, *, as_yaml: bool) -> dict[str, Any]:
     return plain
 
 
+class _Loader(yaml.SafeLoader):
+    """Counts nodes as they are read: PyYAML needs 40 µs for each."""
+
+    def __init__(self, stream: bytes) -> None:
+        super().__init__(stream)
+        self._nodes = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self._nodes += 1
+        if self._nodes > _NODES_MAX:
+            raise _too_large()
+        return super().compose_node(parent, index)
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":  # merges of merges grow tenfold per line
+                problem = "merge keys (<<) are not accepted: write the fields out"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+        super().flatten_mapping(node)
+
+
+def _too_large() -> Invalid:
+    return Invalid(f"the document is too large: at most {_NODES_MAX} values, {_DEPTH_MAX} levels deep")
+
+
 class _Plain:
     """Copies a document into what JSON can say, counting nodes: aliases are copied out and paid for."""
 
@@ -302,11 +327,12 @@ class _Plain:
     def copy(self, value: Any, depth: int) -> Any:
         self._left -= 1
         if self._left < 0 or depth > _DEPTH_MAX:
-            raise Invalid(f"the document is too large: at most {_NODES_MAX} values, {_DEPTH_MAX} levels deep")
+            raise _too_large()
         if isinstance(value, dict):
             for key in value:
                 if not isinstance(key, str):
                     raise Invalid(f"the key {key!r} must be text; put it in quotes")
+                _check_text(key)
             return {key: self.copy(item, depth + 1) for key, item in value.items()}
         if isinstance(value, list):
             return [self.copy(item, depth + 1) for item in value]
@@ -314,6 +340,13 @@ class _Plain:
             return value.isoformat()
         if isinstance(value, float) and not math.isfinite(value):
             raise Invalid("the document has a number that is not finite")
+        if isinstance(value, str):
+            _check_text(value)
         if value is None or isinstance(value, str | int | float):
             return value
         raise Invalid(f"the document has a value of a kind that JSON has not: {type(value).__name__}")
+
+
+def _check_text(text: str) -> None:
+    if has_lone_surrogate(text):
+        raise Invalid("the document has text with half of a surrogate pair, which no UTF-8 can hold")

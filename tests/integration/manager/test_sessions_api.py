@@ -333,3 +333,12 @@ async def test_twenty_at_a_time_all_become_ready(api, world) -> None:
     )
     assert {a.status_code for a in answers} == {201}
     assert len({a.json()["sandbox"]["id"] for a in answers}) == 20 == len(world.machine.boxes)
+
+
+@pytest.mark.parametrize(
+    "body", [r'{"name": "a", "\ud800": 1}', r'{"name": "a", "metadata": {"a": "\ud800"}}']
+)
+async def test_half_a_surrogate_pair_is_a_refusal_and_leaves_no_session(api, world, body) -> None:
+    made = await api.post("/v1/sessions", content=body, headers={"content-type": "application/json"})
+    problem(made, 400, "invalid")
+    assert (await api.get("/v1/sessions")).json()["items"] == []

@@ -3,7 +3,7 @@ from datetime import timedelta
 import pytest
 from pydantic import ValidationError
 
-from agentcube.wire.bodies import CreateSession, PatchSession
+from agentcube.wire.bodies import CompatCreate, CreateSession, PatchSession
 from agentcube.wire.problems import FieldProblem, InvalidFields, pointer
 
 
@@ -48,3 +48,17 @@ def test_many_wrong_fields_are_bounded() -> None:
     error = InvalidFields(FieldProblem(f"/{n}", "no") for n in range(1000))
     assert len(error.fields) == 50
     assert len(error.detail) < 200
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"metadata": {"a": "\ud800"}}, {"metadata": {"\udfff": "a"}}, {"env": {"A": "x\ud83d"}}],
+)
+def test_text_that_no_answer_could_repeat_is_refused(fields) -> None:
+    with pytest.raises(ValidationError, match="surrogate"):
+        CreateSession(name="a", **fields)
+    if "metadata" in fields:
+        with pytest.raises(ValidationError, match="surrogate"):
+            PatchSession(**fields)
+        with pytest.raises(ValidationError, match="surrogate"):
+            CompatCreate(name="a", namespace="default", **fields)

@@ -109,6 +109,20 @@ def test_an_alias_bomb_is_refused_before_it_grows() -> None:
         load_document("\n".join(lines).encode(), as_yaml=True)
 
 
+@pytest.mark.parametrize("depth", [1, 40])
+def test_merge_keys_are_refused_as_they_grow_by_powers(depth) -> None:
+    lines = ["a0: &a0 {k: v}"]
+    lines += [f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}" for n in range(1, depth + 1)]
+    with pytest.raises(Invalid, match=r"line 2.*merge keys"):
+        load_document("\n".join(lines).encode(), as_yaml=True)
+
+
+def test_a_long_document_is_refused_before_it_is_read_to_its_end() -> None:
+    text = b"a:\n" + b"- x\n" * 250_000 + b"]"  # which is no YAML: nobody came to see it
+    with pytest.raises(Invalid, match="too large"):
+        load_document(text, as_yaml=True)
+
+
 def test_aliases_themselves_are_fine() -> None:
     assert load_document(b"a: &x {b: 1}\nc: *x", as_yaml=True) == {"a": {"b": 1}, "c": {"b": 1}}
 
@@ -130,6 +144,9 @@ def test_aliases_themselves_are_fine() -> None:
         (b'{"a": ' + b"9" * 5000 + b"}", False, "impossible"),
         (b"null", False, "object"),
         (b"[" * 100_000, False, "nested"),
+        (b'{"a": "\\ud800"}', False, "surrogate"),
+        (b'{"\\udfff": 1}', False, "surrogate"),
+        (b'a: "\\ud800"', True, "surrogate"),
         (b'{"a":' * 100 + b"1" + b"}" * 100, False, "levels"),
     ],
 )
