@@ -16,7 +16,7 @@ from agentcube.picod.command import Command
 from agentcube.picod.config import Config, arguments, env_map
 from agentcube.picod.exec import TIMEOUT_DEFAULT_S, TIMEOUT_MAX_S, Call, Outcome, Runner
 from agentcube.picod.file_routes import FileRoutes
-from agentcube.picod.messages import Request, Response, rfc3339
+from agentcube.picod.messages import Request, Response, Text, rfc3339
 from agentcube.picod.problems import Problem
 
 READY_TIMEOUT_S = 10.0
@@ -122,8 +122,7 @@ class App:
         self._runner.prepare()
 
     async def _execute(self, request: Request, response: Response) -> None:
-        body = await request.json()
-        call, as_base64 = _call(body)
+        call, as_base64 = _call(await request.json())
         env = {**self._config.env, **self._binding.env}
         outcome = await self._runner.execute(call, env)
         await response.json(_outcome(outcome, as_base64=as_base64))
@@ -211,11 +210,7 @@ def _duration(name: str, value: Any, most_s: float) -> float:
 def _outcome(outcome: Outcome, *, as_base64: bool) -> dict[str, Any]:
     members: dict[str, Any] = {}
     for name, head in (("stdout", outcome.stdout), ("stderr", outcome.stderr)):
-        data = head.content()
-        if as_base64:
-            members[name + "_base64"] = base64.b64encode(data).decode("ascii")
-        else:
-            members[name] = data.decode("utf-8", "replace")
+        members[name + "_base64" if as_base64 else name] = Text(head.content(), as_base64=as_base64)
         members[name + "_truncated"] = head.truncated
     members["exit_code"] = outcome.exit_code
     if outcome.signal is not None:

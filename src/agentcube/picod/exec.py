@@ -15,13 +15,14 @@ from dataclasses import dataclass, field
 
 from agentcube.durations import format_duration
 from agentcube.picod import processes
-from agentcube.picod.output import Head, PipeReader, PipeWriter
+from agentcube.picod.output import Head, Heads, PipeReader, PipeWriter
 from agentcube.picod.problems import Problem
 from agentcube.picod.starter import Child, Starter
 
 TIMEOUT_DEFAULT_S = 60.0
 TIMEOUT_MAX_S = 24 * 3600.0
 OUTPUT_BYTES_MAX = 8 * 1024 * 1024  # kept per stream; what comes after is read and dropped
+OUTPUTS_BYTES_MAX = 32 * 1024 * 1024  # of all calls together: PicoD's own memory is bounded, too
 RUNS_MAX = 128
 LATE_OUTPUT_S = 0.1
 """How long output may come after the program's end, when others still hold its pipes (`>(tee …)`)."""
@@ -71,6 +72,7 @@ class Runner:
         self._loop = loop
         self._starter = starter
         self._places = RUNS_MAX
+        self._heads = Heads(OUTPUTS_BYTES_MAX)
         self._drains: list[PipeReader] = []
         self._kills: set[asyncio.Task[None]] = set()
         self.runs: dict[int, Run] = {}  # by the guard's pid
@@ -109,7 +111,7 @@ class Runner:
     async def _run(self, call: Call, env: Mapping[str, str]) -> Outcome:
         program = self._starter.program(call.argv, {**env, **call.env}, call.working_dir)
         started_at, begin, ticks = time.time(), time.monotonic(), processes.ticks_now()
-        pipes = _Pipes(self._loop, call.stdin)
+        pipes = _Pipes(self._loop, self._heads, call.stdin)
         try:
             child = self._starter.start(
                 program, stdin=pipes.stdin, stdout=pipes.stdout, stderr=pipes.stderr, guarded=True
@@ -192,8 +194,8 @@ class Runner:
 class _Pipes:
     """The three pipes of a run. The child's ends are closed in PicoD right after the start."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, stdin: bytes | None) -> None:
-        self.heads = (Head(OUTPUT_BYTES_MAX), Head(OUTPUT_BYTES_MAX))
+    def __init__(self, loop: asyncio.AbstractEventLoop, heads: Heads, stdin: bytes | None) -> None:
+        self.heads = (heads.new(OUTPUT_BYTES_MAX), heads.new(OUTPUT_BYTES_MAX))
         self.ended = asyncio.Event()
         self.stdin: int | None = None
         self._writer: PipeWriter | None = None

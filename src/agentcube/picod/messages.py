@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import codecs
 import json
 import os
 import re
 import time
+from collections.abc import Iterator
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, unquote_to_bytes
 
@@ -14,7 +17,8 @@ from agentcube.http1 import REASONS, RequestHead, response_head
 from agentcube.picod.problems import PROBLEM_TYPE, Problem
 
 JSON_BYTES_MAX = 32 * 1024 * 1024  # 24 MiB of a file in base64; larger files come as multipart
-_JSON_IN_LOOP_MAX = 64 * 1024  # larger bodies are parsed and written in a worker thread
+_JSON_IN_LOOP_MAX = 64 * 1024  # larger bodies are parsed and measured in a worker thread
+_PIECE = 48 * 1024  # a multiple of three, for base64; half a millisecond of escaping
 _QUERY_FIELDS_MAX = 32
 _REQUEST_ID = re.compile(rb"[!-~]{1,128}")
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
@@ -38,16 +42,69 @@ class Exchange(Protocol):
         ...
 
 
-class Request:
-    """One request. `path` is raw (percent-encoded); `id` is the client's request id, or one made here."""
+class Room:
+    """Memory for JSON bodies, which all requests share: PicoD's own is bounded."""
 
-    def __init__(self, head: RequestHead, exchange: Exchange) -> None:
+    def __init__(self, total: int = JSON_BYTES_MAX) -> None:
+        self._left = total
+
+    def take(self, size: int) -> bool:
+        """Take `size` bytes, or none of them."""
+        if size > self._left:
+            return False
+        self._left -= size
+        return True
+
+    def give(self, size: int) -> None:
+        """Give taken bytes back."""
+        self._left += size
+
+
+class Text:
+    """Bytes that stand in an answer as a JSON text, escaped a piece at a time.
+
+    Whole, the escapes of eight megabytes of zeros are fifty, several times over.
+    """
+
+    def __init__(self, data: bytes | bytearray, *, as_base64: bool = False) -> None:
+        self._data = data
+        self._as_base64 = as_base64
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def pieces(self) -> Iterator[bytes]:
+        """The text without its quotes; bytes that are no UTF-8 become U+FFFD."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        for start in range(0, len(self._data), _PIECE):
+            piece = self._data[start : start + _PIECE]
+            if self._as_base64:
+                yield base64.b64encode(piece)
+            else:
+                text = decoder.decode(piece, final=start + _PIECE >= len(self._data))
+                yield json.dumps(text)[1:-1].encode("ascii")
+
+
+class Request:
+    """One request. `path` is raw (percent-encoded); `id` is the client's request id, or one made here.
+
+    A JSON body takes from `room` until `close`.
+    """
+
+    def __init__(self, head: RequestHead, exchange: Exchange, room: Room) -> None:
         self.head = head
         self.method = head.method.decode("ascii")
         raw_path, _, self._query = head.target.partition(b"?")
         self.path = raw_path.decode("ascii")
         self._exchange = exchange
+        self._room = room
+        self._taken = 0
         self.id = _request_id(head)
+
+    def close(self) -> None:
+        """The request is over: its body makes room for others."""
+        self._room.give(self._taken)
+        self._taken = 0
 
     def query(self) -> dict[str, str]:
         """The query's fields; bytes that are not UTF-8 survive as surrogates. Problem when malformed."""
@@ -74,23 +131,29 @@ class Request:
         """The whole body as a JSON object.
 
         Raises:
-            Problem: `invalid` when it is none, `body_too_large` over `JSON_BYTES_MAX`.
+            Problem: `invalid` when it is none, `body_too_large` over `JSON_BYTES_MAX`, `limit_exceeded`
+                while others' bodies leave no room.
         """
-        if self.head.body > JSON_BYTES_MAX:
-            raise _json_too_large()
-        parts, size = [], 0
+        self._take(max(0, self.head.body))
+        data = bytearray()
         while True:
             part = await self.body()
             if not part:
                 break
-            parts.append(part)
-            size += len(part)
-            if size > JSON_BYTES_MAX:
-                raise _json_too_large()
-        data = b"".join(parts)
-        if size <= _JSON_IN_LOOP_MAX:
+            self._take(len(data) + len(part) - self._taken)
+            data += part
+        if len(data) <= _JSON_IN_LOOP_MAX:
             return _parse_object(data)
         return await asyncio.get_running_loop().run_in_executor(None, _parse_object, data)
+
+    def _take(self, size: int) -> None:
+        if size <= 0:
+            return
+        if self._taken + size > JSON_BYTES_MAX:
+            raise _json_too_large()
+        if not self._room.take(size):
+            raise Problem("limit_exceeded", "other requests with large JSON bodies are under way here")
+        self._taken += size
 
 
 class Response:
@@ -109,13 +172,15 @@ class Response:
         return self.begun and self._left == 0
 
     async def json(self, members: dict[str, Any], status: int = 200) -> None:
-        """A JSON object as the whole response. Large ones are encoded in a worker thread."""
-        size = sum(len(value) for value in members.values() if isinstance(value, str))
-        if size <= _JSON_IN_LOOP_MAX:
-            data = _encode(members)
-        else:
-            data = await asyncio.get_running_loop().run_in_executor(None, _encode, members)
-        await self.whole(status, ((b"content-type", b"application/json"),), data)
+        """A JSON object as the whole response; a `Text` that is long goes out in pieces."""
+        headers = ((b"content-type", b"application/json"),)
+        if sum(len(value) for value in members.values() if isinstance(value, Text)) <= _JSON_IN_LOOP_MAX:
+            await self.whole(status, headers, b"".join(_pieces(members)))
+            return
+        length = await asyncio.get_running_loop().run_in_executor(None, _length, members)
+        if await self.begin(status, headers, length):
+            for piece in _pieces(members):
+                await self.write(piece)
 
     async def problem(self, problem: Problem) -> None:
         """The problem's document as the whole response."""
@@ -162,7 +227,7 @@ def _request_id(head: RequestHead) -> str:
     return given.decode("ascii") if _REQUEST_ID.fullmatch(given) else os.urandom(12).hex()
 
 
-def _parse_object(data: bytes) -> dict[str, Any]:
+def _parse_object(data: bytearray) -> dict[str, Any]:
     try:
         value = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as exc:
@@ -173,8 +238,22 @@ def _parse_object(data: bytes) -> dict[str, Any]:
     return value
 
 
-def _encode(members: dict[str, Any]) -> bytes:
-    return json.dumps(members).encode("ascii")
+def _pieces(members: dict[str, Any]) -> Iterator[bytes]:
+    before = "{"
+    for name, value in members.items():
+        head = f"{before}{json.dumps(name)}: "
+        if isinstance(value, Text):
+            yield head.encode("ascii") + b'"'
+            yield from value.pieces()
+            yield b'"'
+        else:
+            yield (head + json.dumps(value)).encode("ascii")
+        before = ", "
+    yield b"}" if members else b"{}"
+
+
+def _length(members: dict[str, Any]) -> int:
+    return sum(map(len, _pieces(members)))
 
 
 def _json_too_large() -> Problem:

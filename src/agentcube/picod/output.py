@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import weakref
 from collections import deque
 from typing import Callable
 
@@ -11,32 +12,58 @@ READ_BYTES = 64 * 1024  # what a pipe holds
 _DRAIN_READS = 32  # 1 MiB with a pipe of the default size: a writer that never stops must not hold us
 
 
-class Head:
-    """The first `limit` bytes of a stream; `truncated` tells that there were more."""
+class Heads:
+    """What is kept of all streams together, so that many calls cannot fill the memory of PicoD."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._alive: weakref.WeakSet[Head] = weakref.WeakSet()
+
+    def new(self, limit: int) -> Head:
+        """A head that counts for as long as it lives."""
+        head = Head(limit, self)
+        self._alive.add(head)
+        return head
+
+    def room(self) -> int:
+        """How many more bytes fit."""
+        return self._total - sum(head.size for head in self._alive)
+
+
+class Head:
+    """The first `limit` bytes of a stream; `truncated` tells that there were more (or no room among `heads`)."""
+
+    def __init__(self, limit: int, heads: Heads | None = None) -> None:
         self._limit = limit
-        self._parts: list[bytes] = []
-        self._size = 0
+        self._heads = heads
+        self._kept = bytearray()  # not a list: a program may write byte by byte
         self.truncated = False
+
+    @property
+    def size(self) -> int:
+        """How much is kept."""
+        return len(self._kept)
 
     def add(self, data: bytes) -> None:
         """Keep what fits."""
-        room = self._limit - self._size
+        if self.truncated:
+            return
+        room = self._limit - len(self._kept)
+        if self._heads is not None:
+            room = max(0, min(room, self._heads.room()))
         if len(data) > room:
             data, self.truncated = data[:room], True
-        if data:
-            self._parts.append(data)
-            self._size += len(data)
+        self._kept += data
 
     def add_line(self, text: str) -> None:
         """Add a line of PicoD's own, on a line of its own, past the limit if need be."""
-        start = b"" if not self._parts or self._parts[-1].endswith(b"\n") else b"\n"
-        self._parts.append(start + text.encode("utf-8", "replace") + b"\n")
+        if self._kept and not self._kept.endswith(b"\n"):
+            self._kept += b"\n"
+        self._kept += text.encode("utf-8", "replace") + b"\n"
 
-    def content(self) -> bytes:
-        """What was kept."""
-        return b"".join(self._parts)
+    def content(self) -> bytearray:
+        """What was kept; not a copy."""
+        return self._kept
 
 
 class Ring:

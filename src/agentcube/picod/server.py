@@ -15,7 +15,7 @@ from typing import Callable
 
 from agentcube.http1 import CONTINUE, HEAD_BYTES_MAX, ProtocolError, parse_request, request_end, track
 from agentcube.http1 import response as whole_response
-from agentcube.picod.messages import Request, Response
+from agentcube.picod.messages import Request, Response, Room
 from agentcube.picod.problems import Problem
 
 HEAD_S = 10.0  # from the first byte of a head to its end
@@ -37,6 +37,7 @@ class Server:
     def __init__(self, loop: asyncio.AbstractEventLoop, handle: Handler) -> None:
         self.loop = loop
         self.handle = handle
+        self.room = Room()
         self.connections: set[Connection] = set()
 
     def protocol(self) -> Connection:
@@ -144,7 +145,7 @@ class Connection(asyncio.Protocol):
         self._pieces, self._pieces_size, self._broken = [], 0, None
         self._owes_continue = head.expect_continue
         self._take_body(data[end:])
-        request = Request(head, self)
+        request = Request(head, self, self._server.room)
         self._task = self._loop.create_task(self._serve(request, Response(request, self)))
 
     def _take_body(self, data: bytes) -> None:
@@ -211,6 +212,7 @@ class Connection(asyncio.Protocol):
             pass  # the client is gone, or must not take this for a whole answer
         finally:
             self._task = None
+            request.close()
         self._after(response)
 
     async def _answer(self, request: Request, response: Response) -> None:

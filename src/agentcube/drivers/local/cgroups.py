@@ -21,8 +21,9 @@ from agentcube.model.sandbox import Resources
 __all__ = ["CgroupTree", "SandboxCgroup"]
 
 FOLDER = "agentcube"
-PICOD_MEMORY_BYTES = 128 << 20
-"""PicoD's own bound: a Python process of about 20 MB, 8 MiB buffers, and room."""
+PICOD_MEMORY_BYTES = 256 << 20
+"""PicoD's own bound: a Python process of 20 MB, 32 MiB of outputs, and one JSON body of 32 MiB, which
+takes eight times that while it is read when its characters are rare ones."""
 
 _CPU_PERIOD_US = 100_000  # the kernel's default; quotas below 1 ms are refused
 
@@ -75,7 +76,7 @@ class CgroupTree:
         """Fresh groups with limits for one sandbox. Nothing is left when it fails.
 
         `memory_bytes` and `pids_max` hold for the user's processes, swap included where the kernel
-        counts both together. PicoD has 128 MiB of its own, plus what it may be charged for: pages of
+        counts both together. PicoD has 256 MiB of its own, plus what it may be charged for: pages of
         /tmp and of a workspace in memory belong to whoever writes them first. A workspace on disk
         adds nothing: its cached pages are dropped when the group is full.
 
