@@ -175,6 +175,32 @@ class TestTarball:
         (root,) = roots
         assert (root / "etc/motd").read_text() == "hello"
 
+    def test_an_archive_must_lie_where_templates_may_look_whatever_links_say(self, tmp_path: Path) -> None:
+        allowed, private = tmp_path / "allowed", tmp_path / "private"
+        allowed.mkdir(), private.mkdir()
+        inside = archive(allowed / "a.tar", entry("file", data=b"open"))
+        secret = archive(private / "b.tar", entry("file", data=b"secret"))
+        (allowed / "link.tar").symlink_to(secret)
+        within = [os.path.realpath(allowed)]
+        root = tarballs.unpacked(inside, tmp_path / "tar", within=within)
+        assert (root / "file").read_bytes() == b"open"
+        for path in (secret, allowed / "link.tar", allowed / "../private/b.tar"):
+            with pytest.raises(Invalid, match="leads out of the directories"):
+                tarballs.unpacked(path, tmp_path / "tar", within=within)
+        with pytest.raises(Invalid, match="leads out of the directories"):
+            resolve(
+                f"tar:{allowed}/link.tar",
+                environment="",
+                root=tmp_path,
+                environments=Environments(tmp_path / "envs"),
+                host_paths=within,
+            )
+
+    def test_a_pipe_is_no_archive_and_nobody_waits_for_it(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe.tar")
+        with pytest.raises(Invalid, match="not a file"):
+            tarballs.unpacked(tmp_path / "pipe.tar", tmp_path / "tar")
+
     def test_a_changed_archive_is_another_image(self, tmp_path: Path) -> None:
         path = archive(tmp_path / "a.tar", entry("one", data=b"1"))
         first = image(f"tar:{path}", tmp_path).lower

@@ -7,7 +7,7 @@ and `tar:/path` are root file systems that the operator brings. Nothing here mou
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -35,11 +35,19 @@ class ImageRoot:
     env: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
 
-def resolve(image: str, *, environment: str, root: Path, environments: Environments) -> ImageRoot:
+def resolve(
+    image: str,
+    *,
+    environment: str,
+    root: Path,
+    environments: Environments,
+    host_paths: Sequence[str] | None = None,
+) -> ImageRoot:
     """The root file system of `image`; unpacks or builds it when this is its first use (blocks).
 
     `root` is a directory of ours for skeletons and unpacked tarballs. `environment` names the Python
     environment of `image: host`, "" for none; other images have a Python of their own or none.
+    Archives have to lie in one of `host_paths` (directories: whoever opens them looks at that); None: any.
 
     Raises:
         Invalid: an image this driver does not know, or that cannot be used; names the remedy.
@@ -52,7 +60,7 @@ def resolve(image: str, *, environment: str, root: Path, environments: Environme
     if kind == "dir":
         return ImageRoot(_directory(image, rest))
     if kind == "tar":
-        return ImageRoot(tarballs.unpacked(_absolute(image, rest), root / "tar"))
+        return ImageRoot(tarballs.unpacked(_absolute(image, rest), root / "tar", within=host_paths))
     raise Invalid(
         f"image {image!r}: this machine's driver has no registry images yet; use 'host', "
         "'dir:/path/to/root' or 'tar:/path/to/root.tar.gz'",

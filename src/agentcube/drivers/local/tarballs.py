@@ -17,9 +17,10 @@ import sys
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from agentcube.drivers.local.inside import kernel
 from agentcube.errors import Invalid
@@ -46,49 +47,66 @@ if sys.version_info >= (3, 14):
 
 
 def unpacked(
-    archive: Path, root: Path, *, bytes_max: int = BYTES_MAX, entries_max: int = ENTRIES_MAX
+    archive: Path,
+    root: Path,
+    *,
+    within: Sequence[str] | None = None,
+    bytes_max: int = BYTES_MAX,
+    entries_max: int = ENTRIES_MAX,
 ) -> Path:
     """The directory below `root` with the contents of `archive`, unpacked now unless it is there.
 
     Its name depends on the archive's path, size and time of change: a changed archive is another
-    image. Unpacking is atomic; two processes do it once.
+    image. Unpacking is atomic; two processes do it once. With `within`, the archive has to lie below
+    one of these directories (real paths).
 
     Raises:
-        Invalid: the archive is missing, damaged, too large, or tries to leave its directory.
+        Invalid: the archive is missing, damaged, too large, elsewhere, or tries to leave its directory.
     """
-    try:
-        state = archive.stat()
-        if not stat.S_ISREG(state.st_mode):
-            raise Invalid(f"image 'tar:{archive}': not a file; for a directory write 'dir:{archive}'")
-        with archive.open("rb"):
-            pass
-    except OSError as exc:
-        raise Invalid(f"image 'tar:{archive}': {exc.strerror}") from exc
-    facts = f"{archive}\0{state.st_size}\0{state.st_mtime_ns}"
-    final = root / hashlib.sha256(facts.encode()).hexdigest()[:16]
-    if final.is_dir():
-        return final
-    root.mkdir(parents=True, exist_ok=True)
-    with _locked(root / f".{final.name}.lock"):
+    with _opened_archive(archive, within) as file:
+        state = os.fstat(file.fileno())
+        facts = f"{archive}\0{state.st_size}\0{state.st_mtime_ns}"
+        final = root / hashlib.sha256(facts.encode()).hexdigest()[:16]
         if final.is_dir():
             return final
-        for left in root.glob(f".{final.name}-*"):
-            remove(left)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=root))
-        try:
-            _unpack(archive, temporary / "root", bytes_max, entries_max)
-            os.rename(temporary / "root", final)
-        finally:
-            remove(temporary)
+        root.mkdir(parents=True, exist_ok=True)
+        with _locked(root / f".{final.name}.lock"):
+            if final.is_dir():
+                return final
+            for left in root.glob(f".{final.name}-*"):
+                remove(left)
+            temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=root))
+            try:
+                _unpack(archive, file, temporary / "root", bytes_max, entries_max)
+                os.rename(temporary / "root", final)
+            finally:
+                remove(temporary)
     return final
 
 
-def _unpack(archive: Path, to: Path, bytes_max: int, entries_max: int) -> None:
+def _opened_archive(archive: Path, within: Sequence[str] | None) -> BinaryIO:
+    """The archive, judged by what was opened: its path may lead elsewhere a moment later."""
+    try:
+        fd = os.open(archive, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # which does not wait for a pipe
+    except OSError as exc:
+        raise Invalid(f"image 'tar:{archive}': {exc.strerror}") from exc
+    problem = ""
+    if within is not None and not kernel.is_within(fd, within):
+        problem = "it leads out of the directories that templates may use"
+    elif not stat.S_ISREG(os.fstat(fd).st_mode):
+        problem = f"not a file; for a directory write 'dir:{archive}'"
+    if problem:
+        os.close(fd)
+        raise Invalid(f"image 'tar:{archive}': {problem}")
+    return os.fdopen(fd, "rb")
+
+
+def _unpack(archive: Path, file: BinaryIO, to: Path, bytes_max: int, entries_max: int) -> None:
     to.mkdir()
     to.chmod(0o755)
     root = os.open(to, os.O_PATH | os.O_CLOEXEC)
     try:
-        with tarfile.open(archive, "r:*") as tar:
+        with tarfile.open(fileobj=file, mode="r:*") as tar:
             for member in _bounded(tar, archive, bytes_max, entries_max):
                 _extract(tar, member, root)
     except _Refused as exc:

@@ -99,12 +99,17 @@ def open_tree(path: str, step: str, *, recursive: bool = True, within: Sequence[
         return call(step, "open_tree", AT_FDCWD, os.fsencode(path), flags)
     found = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        real = os.readlink(f"/proc/self/fd/{found}")
-        if not any(real == folder or real.startswith(folder.rstrip("/") + "/") for folder in within):
+        if not is_within(found, within):
             raise StepFailed(errno.EACCES, step, "it leads out of the directories that templates may use")
         return call(step, "open_tree", found, b"", flags | _AT_EMPTY_PATH)
     finally:
         os.close(found)
+
+
+def is_within(fd: int, folders: Sequence[str]) -> bool:
+    """Whether what `fd` stands for is one of these directories (real paths) or lies below one."""
+    real = os.readlink(f"/proc/self/fd/{fd}")
+    return any(real == folder or real.startswith(folder.rstrip("/") + "/") for folder in folders)
 
 
 def set_mount(fd: int, step: str, *, attributes: int, recursive: bool = True) -> None:
