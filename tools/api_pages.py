@@ -112,7 +112,9 @@ def _router_settings() -> Iterator[tuple[str, str, str]]:
     for name, value in fields.findall(source):
         pieces = list(tokenize.generate_tokens(io.StringIO(value).readline))
         why = " ".join(t.string.lstrip("# ") for t in pieces if t.type == tokenize.COMMENT)
-        shown = " ".join(t.string for t in pieces if t.type in (tokenize.NUMBER, tokenize.OP, tokenize.NAME)).strip("() ")
+        shown = " ".join(
+            t.string for t in pieces if t.type in (tokenize.NUMBER, tokenize.OP, tokenize.NAME)
+        ).strip("() ")
         yield name, shown, why
 
 
