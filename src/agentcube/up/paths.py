@@ -50,6 +50,7 @@ class DataDir:
         path = (path or default_data_dir()).expanduser().absolute()
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _check_ours(path)
             lock_fd = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as exc:
             reason = exc.strerror or "not accessible"
@@ -102,6 +103,15 @@ class DataDir:
         """Release the lock."""
         os.ftruncate(self._lock_fd, 0)
         os.close(self._lock_fd)
+
+
+def _check_ours(path: Path) -> None:
+    """Whoever may write here decides what runs in sandboxes, and what we kill and delete. Raises Invalid."""
+    found = path.stat()
+    if found.st_uid != os.geteuid():
+        raise Invalid(f"data directory {path} belongs to uid {found.st_uid}; choose one of your own")
+    if found.st_mode & 0o022:
+        raise Invalid(f"data directory {path} can be written by others: chmod go-w {path}, or choose another")
 
 
 def running(path: Path) -> Running | None:
