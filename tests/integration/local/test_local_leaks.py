@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import re
@@ -133,6 +134,22 @@ async def test_a_picod_that_does_not_start_leaves_nothing(machine: Machine, func
         before = by_kind(count(machine))
         with pytest.raises(StartFailed, match=says):
             await driver.create(machine.spec())
+        assert await driver.inventory() == []
+        await is_as(before, machine)
+
+
+async def test_a_create_whose_task_is_cancelled_at_any_moment_leaves_nothing(machine: Machine) -> None:
+    """asyncio's own cancellation, of which anyio's shields know nothing: that of asyncio.timeout, too."""
+    async with machine.driver(spares=0) as driver:
+        await driver.destroy((await driver.create(machine.spec())).id)
+        before = by_kind(count(machine))
+        for milliseconds in range(0, 40, 2):
+            creating = asyncio.ensure_future(driver.create(machine.spec()))
+            await asyncio.wait({creating}, timeout=milliseconds / 1000)
+            creating.cancel()
+            await asyncio.wait({creating})
+            if not creating.cancelled():
+                await driver.destroy(creating.result().id)
         assert await driver.inventory() == []
         await is_as(before, machine)
 

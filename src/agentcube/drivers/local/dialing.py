@@ -6,6 +6,7 @@ import asyncio
 import socket
 
 from agentcube.drivers.local.inside import kernel
+from agentcube.drivers.local.steps import named
 from agentcube.errors import Unreachable
 from agentcube.wire import control
 
@@ -13,8 +14,9 @@ _DIAL_S = 5.0
 
 
 async def connect(path: str) -> socket.socket:
-    """A connected non-blocking socket to the unix socket at `path`. Raises Unreachable."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    """A connected non-blocking socket to the unix socket at `path`. Raises Unreachable, CapacityExhausted."""
+    with named("connect to the sandbox"):
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         async with asyncio.timeout(_DIAL_S):
             await asyncio.get_running_loop().sock_connect(sock, path)

@@ -26,6 +26,7 @@ from agentcube.drivers.local.inside.numbers import UnsupportedMachine, machine
 from agentcube.drivers.local.launch import Launcher, Sockets
 from agentcube.drivers.local.nursery import Nursery
 from agentcube.drivers.local.records import Record, Records
+from agentcube.drivers.local.steps import finished, named
 from agentcube.drivers.local.uidrange import UidRanges
 from agentcube.drivers.local.workspace import Workspaces
 from agentcube.drivers.local.zygote import Zygote
@@ -199,9 +200,10 @@ class LocalDriver:
             )
         launch.check_mounts(spec.mounts)
         self._records.folder(spec.id)  # raises Invalid for an id that names no folder
-        image = await anyio.to_thread.run_sync(
-            self._resolve, spec.image, spec.environment, limiter=self._builds, abandon_on_cancel=True
-        )
+        with named(f"prepare image {spec.image} of sandbox {spec.id}"):
+            image = await anyio.to_thread.run_sync(
+                self._resolve, spec.image, spec.environment, limiter=self._builds, abandon_on_cancel=True
+            )
         async with self._alone(spec.id):
             if self._records.folder(spec.id).exists():
                 record = await self._in_thread(self._records.find, spec.id)
@@ -209,10 +211,10 @@ class LocalDriver:
                     return self._sandbox(record)
                 await self._destroy(spec.id)
             try:
-                return await self._make(spec, image)
+                with named(f"start sandbox {spec.id}"):
+                    return await finished(self._make(spec, image))
             except BaseException:
-                with anyio.CancelScope(shield=True):
-                    await self._destroy(spec.id)
+                await finished(self._destroy(spec.id))
                 raise
 
     def _resolve(self, image: str, environment: str) -> images.ImageRoot:
@@ -272,7 +274,8 @@ class LocalDriver:
         """Whether its process 1 lives; from then on we hold a descriptor of it."""
         pidfd = self._pidfds.get(record.id)
         if pidfd is None:
-            pidfd = record.open_process()
+            with named(f"look at sandbox {record.id}"):
+                pidfd = record.open_process()
             if pidfd is None:
                 return Seen.GONE
             self._pidfds[record.id] = pidfd
@@ -292,7 +295,8 @@ class LocalDriver:
         return Seen.ALIVE if health.sandbox_id == sandbox.id else Seen.UNKNOWN
 
     async def inventory(self) -> Sequence[tuple[SandboxId, Mapping[str, str]]]:
-        return await self._in_thread(self._inventory)
+        with named("list sandboxes"):
+            return await self._in_thread(self._inventory)
 
     def _inventory(self) -> list[tuple[SandboxId, Mapping[str, str]]]:
         ids = {*self._records.ids(), *map(SandboxId, self._launcher.cgroups.inventory())}
@@ -301,12 +305,12 @@ class LocalDriver:
 
     async def destroy(self, id: SandboxId) -> None:
         async with self._alone(id):
-            with anyio.CancelScope(shield=True):
-                await self._destroy(id)
+            await finished(self._destroy(id))
 
     async def _destroy(self, id: SandboxId) -> None:
         pidfd = self._pidfds.pop(id, None)
-        record = await self._in_thread(self._raze, id, pidfd)
+        with named(f"destroy sandbox {id}"):
+            record = await self._in_thread(self._raze, id, pidfd)
         if record is not None:
             self._launcher.nursery.release(record.uid_base)
 
@@ -336,7 +340,8 @@ class LocalDriver:
     async def usage(self, sandbox: Sandbox) -> Usage:
         record = Record.parse(sandbox.handle)
         alive = self._look(record) is Seen.ALIVE
-        return await self._in_thread(self._usage, record, alive)
+        with named(f"measure sandbox {record.id}"):
+            return await self._in_thread(self._usage, record, alive)
 
     def _usage(self, record: Record, alive: bool) -> Usage:
         disk = self._workspaces.used_bytes(self._records.folder(record.id))

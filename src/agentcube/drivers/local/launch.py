@@ -20,6 +20,7 @@ from agentcube.drivers.local.inside import kernel
 from agentcube.drivers.local.inside.root import DEVICES
 from agentcube.drivers.local.nursery import Nursery
 from agentcube.drivers.local.records import LOG, Record, Records
+from agentcube.drivers.local.steps import failure
 from agentcube.drivers.local.workspace import Workspaces
 from agentcube.errors import Invalid, StartFailed
 from agentcube.model.ids import SandboxId
@@ -92,7 +93,7 @@ class Launcher:
             try:
                 return self._launch(_Descriptors(stack), record, embryo.birth, spec, image)
             except OSError as exc:
-                raise StartFailed(f"cannot start sandbox {spec.id}: {exc}") from exc
+                raise failure(f"start sandbox {spec.id}", exc, StartFailed) from exc
 
     def _launch(
         self, keep: _Descriptors, record: Record, birth: Birth, spec: SandboxSpec, image: ImageRoot

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from agentcube.drivers.local import identity, processes
 from agentcube.drivers.local.birth import Birth
+from agentcube.drivers.local.steps import named
 from agentcube.drivers.local.uidrange import UidRanges
 from agentcube.drivers.local.zygote import Zygote
 from agentcube.errors import AgentCubeError, Conflict, StartFailed
@@ -143,11 +144,12 @@ class Nursery:
             base = self._ranges.allocate() if self._mode.lends else None
         birth = Birth(self._zygote, _BIRTH_S)
         try:
-            birth.begin()
-            identity.map_ids(self._mode, birth.await_unshared(), 0 if "uids" in self._off else base)
-            birth.mapped(maps_root=self._mode.maps_root, off=self._off)
-            pid = birth.await_born()
-            start = processes.start_ticks(pid)
+            with named("make a process for a sandbox"):
+                birth.begin()
+                identity.map_ids(self._mode, birth.await_unshared(), 0 if "uids" in self._off else base)
+                birth.mapped(maps_root=self._mode.maps_root, off=self._off)
+                pid = birth.await_born()
+                start = processes.start_ticks(pid)
             if start is None:
                 raise StartFailed("the sandbox's first process ended at once")
             return Embryo(birth, base, pid, start)
