@@ -129,6 +129,10 @@ for name, family, kind in (
         result, number = syscall("socket", family, int(kind), 0)
     if number != errno.EAFNOSUPPORT:
         broken.append(f"{name} sockets answer {errno.errorcode.get(number, result)}")
+for name, kind, protocol in (("sctp", 1, 132), ("mptcp", 1, 262), ("l2tp", 2, 115), ("udplite", 2, 136)):
+    result, number = syscall("socket", 2, kind, protocol)
+    if number != errno.EPROTONOSUPPORT:
+        broken.append(f"{name} sockets answer {errno.errorcode.get(number, result)}")
 denied("raw sockets", lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1), PermissionError)
 """
 
@@ -325,6 +329,14 @@ if pid == 0:
 code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 if code:
     broken.append(f"terminal requests are not refused ({code})")
+masters = []
+try:
+    while len(masters) <= 256:
+        masters.append(os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY))
+    broken.append("one sandbox can take the machine's terminals")
+except OSError as exc:
+    if exc.errno != errno.ENOSPC:
+        raise
 """
 
 DEVICE_NODES = """

@@ -100,6 +100,13 @@ def test_numbers_are_distinct(on: str) -> None:
         ("socket", (2, 1, 6), ALLOW),
         ("socket", (10, 2, 17), ALLOW),
         ("socket", (16, 3, 0), ALLOW),
+        ("socket", (2, 1, 0), ALLOW),
+        ("socket", (2, 2, 1), ALLOW),
+        ("socket", (10, 2, 58), ALLOW),
+        ("socket", (2, 1, 132), "EPROTONOSUPPORT"),  # SCTP: the kernel would load a module
+        ("socket", (10, 1, 262), "EPROTONOSUPPORT"),  # MPTCP: Go asks, and uses TCP then
+        ("socket", (2, 2, 115), "EPROTONOSUPPORT"),
+        ("socket", (2, 1, 0x1_0000_0006), ALLOW),
         ("socket", (16, 3, 9), "EAFNOSUPPORT"),
         ("socket", (17, 3, 0), "EAFNOSUPPORT"),
         ("socket", (40, 1, 0), "EAFNOSUPPORT"),

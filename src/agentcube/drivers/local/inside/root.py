@@ -36,6 +36,9 @@ _MASKED_FILES = (
 _MASKED_FOLDERS = "acpi asound bus driver dynamic_debug fs irq pressure scsi tty".split()
 _READ_ONLY_FOLDERS = ("sys",)
 
+_TERMINALS = 64
+"""Most pseudo-terminals of one sandbox: the kernel has 4096 for all together (pty(7), kernel.pty.max)."""
+
 
 @dataclass(frozen=True)
 class Mount:
@@ -193,7 +196,7 @@ def _devices(root: int, devices: dict[str, int]) -> None:
     for name, target in _LINKS.items():
         os.symlink(target, f"dev/{name}")
     # No `gid=tty`: that group may have no number in here.
-    options = {"newinstance": None, "ptmxmode": "0666", "mode": "0620"}
+    options = {"newinstance": None, "ptmxmode": "0666", "mode": "0620", "max": str(_TERMINALS)}
     pts = kernel.new_mount("devpts", options, NOSUID | NOEXEC, "mount /dev/pts")
     _attach_in(root, pts, "/dev/pts")
 

@@ -26,6 +26,7 @@ _X32_BIT = 0x4000_0000  # x86-64: the x32 calls, which nobody needs and few have
 _NAMESPACE_FLAGS = 0x7E02_0000  # CLONE_NEW*, but for NEWTIME, which clone(2) cannot carry
 _TERMINAL_REQUESTS = (0x5412, 0x541C, 0x5423, 0x541D)  # TIOCSTI TIOCLINUX TIOCSETD TIOCCONS
 _AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK, _NETLINK_ROUTE = 1, 2, 10, 16, 0
+_PROTOCOLS = (0, 1, 6, 17, 58)  # the family's own choice, ICMP, TCP, UDP, ICMPv6
 _PR_SET_MM = 35
 
 
@@ -64,11 +65,16 @@ def _checks() -> dict[str, list[Instruction]]:
         "prctl": [_argument(0), *_one_of((_PR_SET_MM,), eperm, allow)],
         "socket": [
             _argument(0),
-            *[x for family in (_AF_UNIX, _AF_INET, _AF_INET6) for x in ((_JUMP_EQ, 0, 1, family), allow)],
+            *((_JUMP_EQ, 0, 1, _AF_UNIX), allow),
+            (_JUMP_EQ, 7, 0, _AF_INET),
+            (_JUMP_EQ, 6, 0, _AF_INET6),
             (_JUMP_EQ, 1, 0, _AF_NETLINK),
             no_family,
             _argument(2),
             *_one_of((_NETLINK_ROUTE,), allow, no_family),
+            # Others make the kernel load modules that few have looked at: SCTP, L2TP, SMC and the like.
+            _argument(2),
+            *_one_of(_PROTOCOLS, allow, _refuse(errno.EPROTONOSUPPORT)),
         ],
         "socketpair": [_argument(0), *_one_of((_AF_UNIX,), allow, no_family)],
     }

@@ -180,7 +180,8 @@ REFUSED: tuple[Group, ...] = (
 CHECKED: Mapping[str, str] = {
     "clone": "without namespace flags (CLONE_NEW*), else EPERM",
     "clone3": "never: ENOSYS, so that libc uses clone",
-    "socket": "AF_UNIX, AF_INET, AF_INET6, and AF_NETLINK with NETLINK_ROUTE; else EAFNOSUPPORT",
+    "socket": "AF_UNIX; AF_NETLINK with NETLINK_ROUTE; AF_INET and AF_INET6 with TCP, UDP and ICMP (another "
+    "protocol: EPROTONOSUPPORT); another family: EAFNOSUPPORT",
     "socketpair": "AF_UNIX; else EAFNOSUPPORT",
     "ioctl": "but for TIOCSTI, TIOCLINUX, TIOCSETD and TIOCCONS (typing into, or taking over, a terminal): EPERM",
     "personality": "only asking (0xffffffff) and the plain Linux one (0); else EPERM",
