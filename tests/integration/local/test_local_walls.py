@@ -19,7 +19,7 @@ import pytest
 from agentcube.drivers.local.driver import LocalDriver
 from agentcube.drivers.local.inside.numbers import NUMBERS, number
 from agentcube.drivers.local.launch import Sockets
-from agentcube.errors import StartFailed
+from agentcube.errors import Invalid, StartFailed
 from agentcube.model.sandbox import HostMount
 from tests.integration.local import probes
 from tests.integration.local.conftest import IS_ROOT, Box, Machine, opened
@@ -210,6 +210,7 @@ async def test_a_link_out_of_the_directories_for_templates_is_not_followed(spare
         for wrong in (
             {"mounts": (HostMount(source=str(allowed / "out"), target="/data"),)},
             {"image": f"dir:{allowed / 'out'}"},
+            {"image": f"tar:{allowed / 'out/passwd'}"},
         ):
-            with pytest.raises(StartFailed, match="leads out of the directories"):
+            with pytest.raises((StartFailed, Invalid), match="leads out of the directories"):
                 await spare.box(driver, **wrong)

@@ -220,7 +220,11 @@ class LocalDriver:
     def _resolve(self, image: str, environment: str) -> images.ImageRoot:
         try:
             return images.resolve(
-                image, environment=environment, root=self._images, environments=self._environments
+                image,
+                environment=environment,
+                root=self._images,
+                environments=self._environments,
+                host_paths=self._host_paths,
             )
         except NotFound as exc:
             raise Invalid(exc.detail) from exc
