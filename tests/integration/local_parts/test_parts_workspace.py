@@ -173,3 +173,18 @@ def test_a_second_one_in_the_same_folder_is_refused_and_the_first_lives(
         workspaces.create(tmp_path, SIZE, UID, UID)
     assert (tmp_path / IMAGE).exists()
     os.close(made.mount_fd)
+
+
+def test_sizes_that_nobody_asks_for_again_leave_nothing_behind(
+    workspaces: Workspaces, tmp_path: Path
+) -> None:
+    for number in range(24):
+        for size in (SIZE, SIZE + 4096 * (number + 1)):  # one is asked for again and again
+            folder = tmp_path / f"{number}-{size}"
+            folder.mkdir()
+            made = workspaces.create(folder, size, UID, UID)
+            assert made.mount_fd is not None
+            os.close(made.mount_fd)
+    templates = {path.name for path in (tmp_path / "templates").iterdir()}
+    assert len(templates) <= 16
+    assert f"ext4-1-{SIZE}.img" in templates

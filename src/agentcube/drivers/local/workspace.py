@@ -32,6 +32,7 @@ _PROBE_BYTES = 4 << 20
 _PROBE_WITHIN_S = 10.0
 _MKFS_WITHIN_S = 60.0
 _NOATIME = 0x10  # linux/mount.h
+_TEMPLATES_MAX = 16  # sizes are the callers' to choose; each costs 100 KiB on disk, of 10 TiB 140 MiB
 _RECIPE = 1  # goes into a template's name: raise it when file systems are made differently
 
 Mechanism = Literal["disk", "memory"]
@@ -132,8 +133,11 @@ class Workspaces:
         execs), and copies made meanwhile would be of a file system in use.
         """
         final = self._root / f"ext4-{_RECIPE}-{size}.img"
-        if final.exists():
+        try:
+            os.utime(final)  # in use: see `_forget_templates`
             return final
+        except FileNotFoundError:
+            pass
         self._root.mkdir(parents=True, exist_ok=True)
         fd, name = tempfile.mkstemp(prefix=".ext4-", dir=self._root)
         try:
@@ -146,7 +150,15 @@ class Workspaces:
             raise
         finally:
             os.close(fd)
+        self._forget_templates()
         return final
+
+    def _forget_templates(self) -> None:
+        """Keep those that were used last."""
+        with os.scandir(self._root) as entries:
+            made = [(entry.stat().st_mtime_ns, entry.path) for entry in entries if entry.name[0] != "."]
+        for _, path in sorted(made)[:-_TEMPLATES_MAX]:
+            Path(path).unlink(missing_ok=True)
 
     def _probe(self) -> None:
         """Make, fill and drop a small workspace."""
