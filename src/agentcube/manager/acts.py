@@ -118,7 +118,7 @@ class Acts:
         except Interrupted:
             raise
         except AgentCubeError as exc:
-            log.warning("suspend failed", session=session.id, code=exc.code, detail=exc.detail)
+            log.warning("suspend failed", session=session.id, error=exc.code, detail=exc.detail)
             await self._revive(session.id, message=f"could not be suspended: {exc.detail}", again=False)
             return
 
@@ -215,7 +215,7 @@ class Acts:
             async with self._ends:
                 await self._driver.destroy(id)
         except AgentCubeError as exc:
-            log.error("sandbox not destroyed", sandbox=id, code=exc.code, detail=exc.detail)
+            log.error("sandbox not destroyed", sandbox=id, error=exc.code, detail=exc.detail)
             return False
         return True
 

@@ -52,7 +52,7 @@ class Deadlines:
                 failing = False
             except AgentCubeError as exc:
                 if not failing:
-                    log.warning("deadlines wait for the store", code=exc.code, detail=exc.detail)
+                    log.warning("deadlines wait for the store", error=exc.code, detail=exc.detail)
                 failing = True
             await self._sleep()
 

@@ -140,7 +140,7 @@ class Manager:
         try:
             await self._reconciler.settle(session.id, interrupt=True)
         except AgentCubeError as exc:
-            log.warning("session ends with the next start", session=session.id, code=exc.code)
+            log.warning("session ends with the next start", session=session.id, error=exc.code)
 
     async def _end(self, session: Session) -> None:
         def ending(now: Session) -> Session | None:
@@ -151,4 +151,4 @@ class Manager:
         try:
             await self._records.change(session.id, ending)
         except AgentCubeError as exc:
-            log.warning("session not ended", session=session.id, code=exc.code)
+            log.warning("session not ended", session=session.id, error=exc.code)

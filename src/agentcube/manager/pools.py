@@ -78,6 +78,7 @@ class Pools:
         self._wake = asyncio.Event()
         self._closing = False
         self._running = False
+        self._failing = False  # the last pass ended early, for the store's sake
 
     def wake(self) -> None:
         """Something changed (a claim, a template): look at the pools soon."""
@@ -109,16 +110,15 @@ class Pools:
             self._running = False
 
     async def _keep(self, group: asyncio.TaskGroup) -> None:
-        failing = False
         while True:
             self._wake.clear()
             try:
                 await self.sweep(group)
-                failing = False
+                self._failing = False
             except AgentCubeError as exc:
-                if not failing:
-                    log.warning("pools wait for the store", code=exc.code, detail=exc.detail)
-                failing = True
+                if not self._failing:
+                    log.warning("pools wait for the store", error=exc.code, detail=exc.detail)
+                self._failing = True
             try:
                 async with asyncio.timeout(self._settings.observe_s):
                     await self._wake.wait()
@@ -126,9 +126,17 @@ class Pools:
                 pass
 
     async def close(self) -> None:
-        """Drain every pool and refill none, for a clean stop; returns when all is destroyed or `run` ended."""
-        self._closing = True
-        while self._running and (self._doomed or self._starting or await self._store.list_warm()):
+        """Drain every pool and refill none, for a clean stop.
+
+        Returns when all is destroyed, when `run` ended, or when the store takes nothing more: what is
+        left then is the next start's.
+        """
+        self._closing, self._failing = True, False
+        while (
+            self._running
+            and not self._failing
+            and (self._doomed or self._starting or await self._store.list_warm())
+        ):
             self.wake()
             await asyncio.sleep(_CLOSING_S)
 
@@ -243,7 +251,7 @@ class Pools:
 
     def _failed(self, key: TemplateKey, record: _Record, error: AgentCubeError) -> None:
         if record.failures == 0:  # once per streak; the rest is counted
-            log.warning("refill failed", template=str(key), code=error.code, detail=error.detail)
+            log.warning("refill failed", template=str(key), error=error.code, detail=error.detail)
         pause_s = min(_BACKOFF_FIRST_S * 2.0**record.failures, self._settings.refill_backoff_max_s)
         record.failures = min(record.failures + 1, 32)
         record.not_before = asyncio.get_running_loop().time() + pause_s
@@ -253,7 +261,7 @@ class Pools:
         try:
             await self._store.remove_warm(id)
         except AgentCubeError as exc:
-            log.warning("pool entry left for the next pass", sandbox=id, code=exc.code)
+            log.warning("pool entry left for the next pass", sandbox=id, error=exc.code)
         self._destroy(id, group)
 
     async def _drain(self, id: SandboxId, group: asyncio.TaskGroup) -> None:
@@ -274,7 +282,7 @@ class Pools:
             await self._driver.destroy(id)
         except AgentCubeError as exc:
             if id not in self._reported:
-                log.error("sandbox not destroyed", sandbox=id, code=exc.code, detail=exc.detail)
+                log.error("sandbox not destroyed", sandbox=id, error=exc.code, detail=exc.detail)
                 self._reported.add(id)
             self._doomed[id] = None
         else:

@@ -122,7 +122,7 @@ class Reconciler:
         except SessionNotFound:
             return
         except AgentCubeError as exc:
-            log.warning("session not settled", session=id, code=exc.code, detail=exc.detail)
+            log.warning("session not settled", session=id, error=exc.code, detail=exc.detail)
             flight.error = exc
         except Exception:  # a task's top: one session's trouble must not end the others'
             log.exception("session not settled", session=id)
@@ -188,6 +188,6 @@ async def _guarded(work: Callable[[], Awaitable[None]], name: str) -> None:
     try:
         await work()
     except AgentCubeError as exc:
-        log.warning("left for the next pass", work=name, code=exc.code, detail=exc.detail)
+        log.warning("left for the next pass", work=name, error=exc.code, detail=exc.detail)
     except Exception:  # a task's top
         log.exception("left for the next pass", work=name)

@@ -60,7 +60,7 @@ class Recovery:
                 return await self._recover()
             except AgentCubeError as exc:
                 if not failing:
-                    log.warning("start waits", code=exc.code, detail=exc.detail)
+                    log.warning("start waits", error=exc.code, detail=exc.detail)
                 failing = True
             await asyncio.sleep(_RETRY_S)
 
@@ -91,7 +91,7 @@ class Recovery:
             except StoreFailed:
                 raise
             except AgentCubeError as exc:
-                log.info("warm sandbox not adopted", sandbox=entry.id, code=exc.code)
+                log.info("warm sandbox not adopted", sandbox=entry.id, error=exc.code)
         # Half-made, dead or doubtful: nobody owns it, so it is not worth a doubt.
         # Destroyed before it is forgotten: one that cannot be is left to the pools.
         await self._driver.destroy(entry.id)
@@ -171,7 +171,7 @@ async def _each(items: Iterable[T], act: Callable[[T], Awaitable[None]]) -> None
             except StoreFailed:
                 raise
             except AgentCubeError as exc:
-                log.warning("not recovered", code=exc.code, detail=exc.detail)
+                log.warning("not recovered", error=exc.code, detail=exc.detail)
 
     results = await asyncio.gather(*(one(item) for item in items), return_exceptions=True)
     for result in results:

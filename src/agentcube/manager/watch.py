@@ -52,7 +52,7 @@ class Watch:
                 failing = False
             except AgentCubeError as exc:
                 if not failing:
-                    log.warning("watch waits for the store", code=exc.code, detail=exc.detail)
+                    log.warning("watch waits for the store", error=exc.code, detail=exc.detail)
                 failing = True
 
     async def sweep(self) -> None:

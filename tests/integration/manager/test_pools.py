@@ -1,12 +1,15 @@
 """Warm pools on the fake driver."""
 
+import asyncio
+
 import pytest
 
 from agentcube.drivers.fake import Silent
-from agentcube.errors import CapacityExhausted, DriverFailed, StartFailed
+from agentcube.errors import CapacityExhausted, DriverFailed, StartFailed, StoreFailed
 from agentcube.manager.service import Wish
 from agentcube.model.pool import WarmState
 from agentcube.ports.tokens import LOCAL
+from agentcube.stores.memory import MemoryStore
 from agentcube.testing.eventually import eventually
 
 pytestmark = pytest.mark.anyio
@@ -147,6 +150,28 @@ async def test_a_drained_sandbox_that_cannot_be_destroyed_is_tried_again(world) 
         world.driver.fail("destroy", DriverFailed("umount: busy"), times=2)
         await manager.service.catalog.delete(world.INTERPRETER)
         await eventually(lambda: not world.machine.boxes)
+
+
+class _Full(MemoryStore):
+    """A store whose disk is full from some moment on."""
+
+    full = False
+
+    async def remove_warm(self, id):
+        if self.full:
+            raise StoreFailed("the disk is full")
+        return await super().remove_warm(id)
+
+
+async def test_a_stop_does_not_wait_for_a_store_that_takes_nothing_more(world) -> None:
+    world.store = _Full()
+    async with world.manager() as manager:
+        await manager.service.catalog.put(world.INTERPRETER, world.interpreter(pool=2))
+        await world.pool_of(manager, ready=2)
+        world.store.full = True
+        async with asyncio.timeout(5):
+            await manager.clear()
+    assert len(await world.store.list_warm()) == 2  # the next start's
 
 
 async def test_one_templates_bad_start_does_not_stop_the_others(world) -> None:
