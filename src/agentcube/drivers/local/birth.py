@@ -140,7 +140,8 @@ def _failure(text: str, number: int | None) -> AgentCubeError:
         return StartFailed(f"{_DENIED} ({text})")
     if namespaces and number in (errno.ENOSPC, errno.EUSERS):
         return CapacityExhausted(
-            f"no more namespaces on this machine: raise sysctl user.max_*_namespaces ({text})"
+            f"this machine allows no more user namespaces or others: raise sysctl user.max_*_namespaces; "
+            f"see agentcube doctor ({text})"
         )
     if number in (errno.EAGAIN, errno.ENOMEM):
         return CapacityExhausted(f"no room for another sandbox: cannot {text}")

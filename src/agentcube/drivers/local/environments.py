@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import shutil
+import threading
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -195,7 +196,7 @@ def _read_requirements(path: Path) -> str:
 
 
 def _write_whole(path: Path, definition: dict[str, str]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}")
     temporary.write_text(json.dumps(definition, indent=1) + "\n")
     os.replace(temporary, path)
 
