@@ -13,9 +13,9 @@ import os
 import platform
 import re
 import shutil
-import threading
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
