@@ -231,7 +231,7 @@ def _identity(config: Config) -> spawn.Identity:
         ids=None if config.single_uid or os.geteuid() != 0 else (config.uid, config.gid),
         cgroup_fds=config.cgroup_fds,
         rlimits=tuple(rlimits),
-        reset_oom_score=_oom_score() != 0,
+        reset_oom_score=_oom_score() < 0,  # not when PicoD goes early itself: programs may go with it
     )
 
 

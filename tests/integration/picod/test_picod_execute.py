@@ -6,12 +6,13 @@ import base64
 import concurrent.futures
 import json
 import os
+import shutil
 import signal
 import socket
 
 import pytest
 
-from .conftest import ROOT, PicoD, descendants, eventually, open_files
+from .conftest import ROOT, PicoD, StartPicod, descendants, eventually, open_files
 
 
 def test_output_and_exit_code_come_back(picod_both: PicoD) -> None:
@@ -359,3 +360,10 @@ def test_a_program_that_kills_or_stops_its_guard_gains_nothing(start_picod, numb
     else:
         assert result["exit_code"] == 124
     assert [str(pid) for pid in descendants(picod.pid)] == [background]
+
+
+@pytest.mark.skipif(not shutil.which("choom"), reason="needs choom")
+def test_programs_go_as_early_as_picod_when_memory_runs_out(start_picod: StartPicod) -> None:
+    picod = start_picod(prefix=("choom", "-n", "300", "--"))
+    for _ in range(2):  # from a fresh guard, and from one that waited
+        assert picod.execute("cat", "/proc/self/oom_score_adj")["stdout"] == "300\n"
