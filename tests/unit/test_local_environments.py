@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from agentcube.drivers.local import venvs
 from agentcube.drivers.local.environments import DEFAULT_REQUIREMENTS, MOUNTED_AT, Environments
-from agentcube.errors import Invalid, NotFound, StartFailed
+from agentcube.errors import DriverFailed, Invalid, NotFound, StartFailed
 
 
 def wheel(folder: Path, version: str = "1.0") -> Path:
@@ -32,6 +33,45 @@ def requirements(folder: Path, version: str = "1.0") -> Path:
     file = folder / "requirements.txt"
     file.write_text(f"--no-index\n# ours\n./{name}\n")
     return file
+
+
+def test_a_build_that_is_given_up_ends_at_once_and_leaves_nothing(tmp_path: Path) -> None:
+    """However long its programs would take, and the programs that those started."""
+    project = tmp_path / "slow"
+    project.mkdir()
+    (project / "pyproject.toml").write_text(
+        '[build-system]\nrequires = []\nbuild-backend = "slow"\nbackend-path = ["."]\n'
+    )
+    (project / "slow.py").write_text(
+        "import subprocess\ndef get_requires_for_build_wheel(*_):\n"
+        f"    open({str(tmp_path / 'begun')!r}, 'w').close()\n    subprocess.run(['sleep', '987'])\n"
+    )
+    file = tmp_path / "requirements.txt"
+    file.write_text(f"--no-index\n{project}\n")
+    environments = Environments(tmp_path / "envs")
+    waiting = Environments(tmp_path / "envs")  # as another process would
+    with ThreadPoolExecutor() as pool:
+        building = pool.submit(environments.create, "slow", file)
+        while not (tmp_path / "begun").exists():
+            assert not building.done(), building.exception()
+        said = threading.Event()
+        queued = pool.submit(waiting.create, "slow", file, lambda line: said.set())
+        assert said.wait(20)
+        waiting.give_up()
+        with pytest.raises(StartFailed, match="given up"):
+            queued.result(20)
+        environments.give_up()
+        with pytest.raises(StartFailed, match="given up"):
+            building.result(20)
+    assert [p.name for p in (tmp_path / "envs").iterdir() if not p.name.endswith(".lock")] == []
+    with pytest.raises(StartFailed, match="given up"):
+        environments.create("slow", file)
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DriverFailed, match=f"environment default: .*{tmp_path}/file"):
+        Environments(tmp_path / "file" / "envs").ensure("default")
 
 
 @pytest.fixture

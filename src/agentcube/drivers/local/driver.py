@@ -112,7 +112,8 @@ class LocalDriver:
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Stop the zygote and let go of the sandboxes, which live on."""
+        """Stop builds and the zygote, and let go of the sandboxes, which live on."""
+        self._environments.give_up()  # whoever waited for one has left
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(self._stop)
 

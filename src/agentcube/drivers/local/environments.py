@@ -24,6 +24,8 @@ from pathlib import Path
 import platformdirs
 
 from agentcube.drivers.local import venvs
+from agentcube.drivers.local.programs import Programs
+from agentcube.drivers.local.steps import named
 from agentcube.errors import Invalid, NotFound
 
 MOUNTED_AT = "/opt/agentcube/env"
@@ -35,6 +37,7 @@ DEFAULT_REQUIREMENTS = "numpy>=2.2,<3\npandas>=2.2,<4\nmatplotlib>=3.10,<4\n"
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _REQUIREMENTS_BYTES_MAX = 256 << 10
+_LOOK_S = 0.2  # between two looks at whether another builder has finished
 _RECIPE = "2"  # goes into the key: raise it when environments are built differently
 
 Progress = Callable[[str], None]
@@ -57,11 +60,16 @@ class Environments:
 
     def __init__(self, root: Path | None = None) -> None:
         self._root = root or platformdirs.user_cache_path("agentcube") / "envs"
+        self._programs = Programs()
 
     @property
     def root(self) -> Path:
         """The directory that holds them all."""
         return self._root
+
+    def give_up(self) -> None:
+        """End builds under way and begin no more, from any thread; they raise StartFailed. Idempotent."""
+        self._programs.give_up()
 
     def list(self) -> Sequence[Environment]:
         """`default` and all that were created, by name."""
@@ -113,7 +121,9 @@ class Environments:
             StartFailed: it could not be built; says why and what to do.
         """
         environment = self._environment(name)
-        return environment.path or self._build(name, environment.requirements, environment.folder, progress)
+        if environment.path is not None:
+            return environment.path
+        return self._build(name, environment.requirements, environment.folder, progress)
 
     def _environment(self, name: str) -> Environment:
         _check_name(name)
@@ -140,10 +150,16 @@ class Environments:
     def _build(self, name: str, requirements: str, folder: str, progress: Progress | None) -> Path:
         say = progress or (lambda line: None)
         final = self._root / _key(name, requirements)
-        self._root.mkdir(parents=True, exist_ok=True)
-        with _locked(self._root / f".{final.name}.lock", say):
+        with named(f"build Python environment {name}"):
+            self._root.mkdir(parents=True, exist_ok=True)
+            self._build_at(final, name, requirements, folder, say)
+        say(f"environment {name}: ready")
+        return final
+
+    def _build_at(self, final: Path, name: str, requirements: str, folder: str, say: Progress) -> None:
+        with self._locked(self._root / f".{final.name}.lock", say):
             if final.is_dir():
-                return final
+                return
             for left in self._root.glob(f".{final.name}-*"):
                 shutil.rmtree(left)  # a build that was killed; we hold the lock
             temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=self._root))
@@ -155,6 +171,7 @@ class Environments:
                     folder=Path(folder) if folder else None,
                     wheels_only=name == DEFAULT,
                     say=say,
+                    programs=self._programs,
                 )
                 description = {
                     "name": name,
@@ -167,8 +184,19 @@ class Environments:
                 os.rename(temporary / "env", final)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
-        say(f"environment {name}: ready")
-        return final
+
+    @contextmanager
+    def _locked(self, path: Path, say: Progress) -> Iterator[None]:
+        """Hold `path` against other builders of the same environment; they wait for each other."""
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            if not _lock(fd):
+                say("another process is building this environment: waiting for it")
+                while not _lock(fd):
+                    self._programs.pause(_LOOK_S)
+            yield
+        finally:
+            os.close(fd)
 
 
 def _key(name: str, requirements: str) -> str:
@@ -201,16 +229,9 @@ def _write_whole(path: Path, definition: dict[str, str]) -> None:
     os.replace(temporary, path)
 
 
-@contextmanager
-def _locked(path: Path, say: Progress) -> Iterator[None]:
-    """Hold `path` against other builders of the same environment; they wait for each other."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def _lock(fd: int) -> bool:
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("another process is building this environment: waiting for it")
-            fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -9,11 +9,11 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
+from agentcube.drivers.local.programs import Programs
 from agentcube.errors import Invalid, StartFailed
 
 _PIP_WITHIN_S = 1800.0  # a slow line and a few hundred megabytes
@@ -34,7 +34,14 @@ Say = Callable[[str], None]
 
 
 def build(
-    target: Path, requirements: str, *, mounted_at: str, folder: Path | None, wheels_only: bool, say: Say
+    target: Path,
+    requirements: str,
+    *,
+    mounted_at: str,
+    folder: Path | None,
+    wheels_only: bool,
+    say: Say,
+    programs: Programs,
 ) -> None:
     """Make a virtual environment at `target`, to be used at `mounted_at`.
 
@@ -43,23 +50,24 @@ def build(
 
     Raises:
         Invalid: a requirement cannot be had.
-        StartFailed: this Python or this machine cannot build it; says what to do.
+        StartFailed: this Python or this machine cannot build it, or `programs` was given up; says what to do.
     """
     say("making a virtual environment")
-    _make_venv(target)
+    _make_venv(target, programs)
     names = ", ".join(line.strip() for line in requirements.splitlines() if line.strip()) or "nothing"
     say(f"installing {names}")
-    _install(target, requirements, folder, wheels_only, say)
+    _install(target, requirements, folder, wheels_only, say, programs)
     say("compiling")
     _relocate(target, mounted_at)
-    _compile(target, mounted_at)
-    _warm(target, say)
+    _compile(target, mounted_at, programs)
+    _warm(target, say, programs)
     _open_to_all(target)
 
 
-def _make_venv(target: Path) -> None:
+def _make_venv(target: Path, programs: Programs) -> None:
     # Without pip in it: sandboxes cannot reach an index, and the environment is read-only there.
-    done = _run([sys.executable, "-m", "venv", "--without-pip", str(target)], within_s=_VENV_WITHIN_S)
+    command = [sys.executable, "-m", "venv", "--without-pip", str(target)]
+    done = programs.run(command, within_s=_VENV_WITHIN_S, env=_environ())
     if done.returncode != 0:
         raise StartFailed(
             f"cannot make a virtual environment: {_last_line(done.stdout)}: "
@@ -88,19 +96,19 @@ def available() -> tuple[bool, str]:
         return False, f"{sys.executable} has no venv module"
     if importlib.util.find_spec("pip") is not None:
         return True, f"venv, and pip of {sys.executable}"
-    if _bundled_pip(sys.executable):
+    if _bundled_pip(sys.executable, Programs()):
         return True, f"venv, and the pip bundled with {sys.executable}"
     if uv := shutil.which("uv"):
         return True, f"venv, and {uv}"
     return False, "no pip and no uv"
 
 
-def _installer(target: Path) -> list[str]:
+def _installer(target: Path, programs: Programs) -> list[str]:
     """The command that installs into `target`: the server's own pip, the one Python brings, or uv."""
     python = str(target / "bin/python3")
     if importlib.util.find_spec("pip") is not None:
         return [sys.executable, "-m", "pip", "--python", python, "install"]
-    if wheel := _bundled_pip(python):
+    if wheel := _bundled_pip(python, programs):
         return [python, f"{wheel}/pip", "install"]
     if uv := shutil.which("uv"):
         return [uv, "pip", "install", "--python", python]
@@ -110,27 +118,37 @@ def _installer(target: Path) -> list[str]:
     )
 
 
-def _bundled_pip(python: str) -> str:
+def _bundled_pip(python: str, programs: Programs) -> str:
     """The wheel of pip that `python`'s ensurepip would install; "" when it has none."""
     code = "import ensurepip, glob, os; folder = os.path.dirname(ensurepip.__file__); "
     code += "print(*glob.glob(folder + '/_bundled/pip-*.whl'), sep='\\n')"
-    done = _run([python, "-c", code], within_s=_VENV_WITHIN_S)
+    done = programs.run([python, "-c", code], within_s=_VENV_WITHIN_S, env=_environ())
     return _last_line(done.stdout) if done.returncode == 0 and done.stdout.strip() else ""
 
 
-def _install(target: Path, requirements: str, folder: Path | None, wheels_only: bool, say: Say) -> None:
+def _install(
+    target: Path, requirements: str, folder: Path | None, wheels_only: bool, say: Say, programs: Programs
+) -> None:
     if not any(line.strip() and not line.lstrip().startswith("#") for line in requirements.splitlines()):
         return
     listed = target.parent / "requirements.txt"
     listed.write_text(requirements)
-    command = [*_installer(target), "-r", str(listed)]
+    command = [*_installer(target, programs), "-r", str(listed)]
     if "uv" not in Path(command[0]).name:
         command += ["--no-compile", "--no-input", "--no-warn-script-location", "--progress-bar", "off"]
     if wheels_only:
         command += ["--only-binary", ":all:"]
     lines: list[str] = []
+
+    def heard(line: str) -> None:
+        """Keep the last lines, pass on those that tell progress."""
+        lines.append(line.strip()[:400])
+        del lines[:-200]
+        if line.lstrip().startswith(("Collecting ", "Downloading ", "Building ", "Installing collected")):
+            say(line.strip().partition(" (from ")[0][:200])
+
     # Relative paths in the file are relative to where its author wrote it, which is our cwd.
-    code = _stream(command, folder or target.parent, lines, say)
+    code = programs.stream(command, heard, cwd=folder or target.parent, env=_environ())
     if code == 0:
         return
     raise _failure(lines or [f"exit status {code}"])
@@ -156,33 +174,6 @@ def _line_with(lines: list[str], *marks: str) -> str:
     return next((line for line in reversed(lines) if any(mark in line for mark in marks)), "")
 
 
-def _stream(command: Sequence[str], cwd: Path, lines: list[str], say: Say) -> int:
-    """Run `command`, keep its last lines, pass on those that tell progress."""
-    process = subprocess.Popen(
-        command,
-        cwd=cwd,
-        env=_environ(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    )
-    assert process.stdout is not None
-    try:
-        for line in process.stdout:
-            lines.append(line.strip()[:400])
-            del lines[:-200]
-            if line.lstrip().startswith(("Collecting ", "Downloading ", "Building ", "Installing collected")):
-                say(line.strip().partition(" (from ")[0][:200])
-        return process.wait()
-    finally:
-        process.stdout.close()
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-
-
 def _relocate(target: Path, mounted_at: str) -> None:
     """Let scripts and activation name the place where the environment will be, not where it was built."""
     here, there = os.fsencode(target), mounted_at.encode()
@@ -194,19 +185,19 @@ def _relocate(target: Path, mounted_at: str) -> None:
             path.write_bytes(content.replace(here, there))
 
 
-def _compile(target: Path, mounted_at: str) -> None:
+def _compile(target: Path, mounted_at: str, programs: Programs) -> None:
     # The files never change, so their bytecode need not be checked against them. Sources that do not
     # compile (templates, other Python versions) are what packages ship: their names are no error.
-    _run(
+    programs.run(
         [
             str(target / "bin/python3"), "-m", "compileall", "-q", "-j", "0",
             "--invalidation-mode", "unchecked-hash", "-s", str(target), "-p", mounted_at, str(target / "lib"),
         ],
-        within_s=_PIP_WITHIN_S,
+        within_s=_PIP_WITHIN_S, env=_environ(),
     )  # fmt: skip
 
 
-def _warm(target: Path, say: Say) -> None:
+def _warm(target: Path, say: Say, programs: Programs) -> None:
     """Keep matplotlib's list of fonts in the environment: a sandbox would spend its first chart on it."""
     if not any((target / "lib").glob("python*/site-packages/matplotlib")):
         return
@@ -214,7 +205,8 @@ def _warm(target: Path, say: Say) -> None:
     folder = target / FONTS
     folder.mkdir()
     environ = {**_environ(), "MPLCONFIGDIR": str(folder), "MPLBACKEND": "Agg"}
-    done = _run([str(target / "bin/python3"), "-c", "import matplotlib.pyplot"], _VENV_WITHIN_S, environ)
+    command = [str(target / "bin/python3"), "-c", "import matplotlib.pyplot"]
+    done = programs.run(command, within_s=_VENV_WITHIN_S, env=environ)
     if done.returncode != 0:
         raise StartFailed(f"matplotlib was installed but does not work: {_last_line(done.stdout)}")
     site = next((target / "lib").glob("python*/site-packages"))
@@ -253,27 +245,6 @@ def _environ() -> dict[str, str]:
         "PIP_USER",
     }
     return {**{k: v for k, v in os.environ.items() if k not in bent}, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-
-
-def _run(
-    command: Sequence[str], within_s: float, environ: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    try:
-        return subprocess.run(
-            command,
-            env=environ or _environ(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            timeout=within_s,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(command, 124, f"no end after {within_s:.0f} s")
-    except OSError as exc:
-        return subprocess.CompletedProcess(command, 127, f"{command[0]}: {exc.strerror}")
 
 
 def _last_line(text: str) -> str:
