@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import socket
+import sys
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -16,6 +17,7 @@ from agentcube.wire import control
 
 P = TypeVar("P", bound=asyncio.Protocol)
 
+_DESCRIPTOR_BYTES = 4  # a C int
 _REPLY_BYTES = 64  # `-`, an errno name and a newline are far shorter
 
 
@@ -62,8 +64,14 @@ async def _receive(loop: asyncio.AbstractEventLoop, endpoint: Endpoint) -> socke
         await loop.sock_connect(asker, endpoint.path)
         await loop.sock_sendall(asker, control.DIAL % endpoint.port)
         await _readable(loop, asker)
-        # One descriptor at most: whatever else a hostile sandbox attaches, the kernel drops.
-        reply, descriptors, _, _ = socket.recv_fds(asker, _REPLY_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
+        # Not socket.recv_fds: in CPython 3.11 it ignores its flags, and the descriptor must close on exec.
+        room = socket.CMSG_LEN(_DESCRIPTOR_BYTES)  # one: whatever else is attached, the kernel drops
+        reply, attached, _, _ = asker.recvmsg(_REPLY_BYTES, room, socket.MSG_CMSG_CLOEXEC)
+    descriptors = [
+        int.from_bytes(data[:_DESCRIPTOR_BYTES], sys.byteorder)
+        for level, kind, data in attached
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS) and len(data) >= _DESCRIPTOR_BYTES
+    ]
     if not descriptors:
         name = reply[1:].strip().decode("ascii", "replace") if reply[:1] == control.REFUSED else "EPROTO"
         raise OSError(getattr(errno, name, errno.ECONNREFUSED), "the sandbox did not pass a socket")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import TYPE_CHECKING, cast
 
 from agentcube import http1
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 
 _HEAD_BYTES_KEPT = 1024
+_SMALL_READ = 16 * 1024  # below it the sender may be waiting for us rather than we for it
 _FLUSH_S = 10.0  # for the last bytes of a tunnel; a sandbox that does not read may not hold us longer
 
 
@@ -34,6 +36,7 @@ class Upstream(InTurns):
         "_last_head",
         "_paused",
         "_reader",
+        "_tcp",
         "_tunnel",
         "client",
         "closing",
@@ -60,6 +63,7 @@ class Upstream(InTurns):
         self._keep = False
         self._last_head = b""  # the last answer's, and what it meant
         self._last_answer: Answer | None = None
+        self._tcp: socket.socket | None = None
         self._tunnel = False
         self._paused = False
 
@@ -119,6 +123,9 @@ class Upstream(InTurns):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family != socket.AF_UNIX:
+            self._tcp = sock
 
     def data_received(self, data: bytes) -> None:
         if len(data) > TURN_BYTES:
@@ -184,6 +191,7 @@ class Upstream(InTurns):
             self._finish(client, clean=taken == len(rest))
         else:
             self._body = body
+            self._acknowledge()
 
     def _on_body(self, client: Answering, body: http1.Body, data: bytes) -> None:
         try:
@@ -194,6 +202,17 @@ class Upstream(InTurns):
         client.relay(data if taken == len(data) else data[:taken])
         if body.done:
             self._finish(client, clean=taken == len(data))
+        elif len(data) < _SMALL_READ:
+            self._acknowledge()
+
+    def _acknowledge(self) -> None:
+        """Acknowledge what came at once (tcp(7), TCP_QUICKACK), for more is to come.
+
+        A server that leaves Nagle's algorithm on and writes head and body apart, as Python's
+        http.server does, sends the second part only then: 40 ms later if the kernel is left alone.
+        """
+        if self._tcp is not None and not self.transport.is_closing():
+            self._tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     def _on_switch(self, client: Answering, answer: Answer, rest: bytes) -> None:
         asked = client.request.upgrade
