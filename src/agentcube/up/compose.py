@@ -5,6 +5,8 @@ The only place on one machine where stores, drivers and planes are concrete. Not
 
 from __future__ import annotations
 
+import gc
+import asyncio
 import socket
 import sys
 from contextlib import AsyncExitStack
@@ -29,7 +31,8 @@ from agentcube.router.server import Router
 from agentcube.router.settings import RouterSettings
 from agentcube.runtime.access import ApiKeyAuthenticator, OpenAuthenticator, load_or_make_api_key
 from agentcube.runtime.keys import RsaSigner, RsaVerifier, load_or_make_key
-from agentcube.runtime.serve import AppServer, serve, stop_signals, unix_socket
+from agentcube.runtime.last_resort import LastResort
+from agentcube.runtime.serve import AppServer, StopSignal, serve, stop_signals, unix_socket
 from agentcube.stores.sqlite import SqliteStore
 from agentcube.up import userconfig
 from agentcube.up.builtin import BUILT_IN_LABEL, my_interpreter
@@ -42,6 +45,9 @@ log = structlog.get_logger(__name__)
 DRAIN_S = 45.0
 """For requests under way (the Router gives them 20 s) and for destroying every sandbox after that."""
 
+STOP_S = 57.0
+"""From the signal to the end, by force if need be; `down` waits for 60 s."""
+
 
 async def run(options: UpOptions, data_dir: DataDir, listener: socket.socket) -> int:
     """Serve on `listener` until told to stop; the exit code.
@@ -51,13 +57,15 @@ async def run(options: UpOptions, data_dir: DataDir, listener: socket.socket) ->
     host, port = listener.getsockname()[:2]
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     async with AsyncExitStack() as stack:
-        stop = await stack.enter_async_context(stop_signals())
+        stop = await stack.enter_async_context(stop_signals(LastResort(STOP_S).arm))
         signer = RsaSigner(load_or_make_key(data_dir.path / "keys"))
         auth, api_key = _access(options, data_dir.path)
         store = await stack.enter_async_context(SqliteStore.open(data_dir.path / "store.sqlite3"))
         sockets = runtime_dir(data_dir.path)
         stack.callback(remove_runtime_dir, sockets)
-        await _environment()
+        await _environment(stop)
+        if stop.event.is_set():
+            return 0
         driver = await stack.enter_async_context(
             LocalDriver(
                 data_dir=data_dir.path,
@@ -93,6 +101,8 @@ async def run(options: UpOptions, data_dir: DataDir, listener: socket.socket) ->
             await manager.recovered()
             await _put_built_in(manager, options.pool)
             data_dir.announce(url)
+            gc.collect()
+            gc.freeze()  # what is here now stays: collections need not look at it again
             if not userconfig.write(url, api_key):
                 log.warning(
                     "user config not written; clients need AGENTCUBE_URL", path=str(userconfig.path())
@@ -121,8 +131,10 @@ def _access(options: UpOptions, path: Path) -> tuple[Authenticator, str | None]:
     return ApiKeyAuthenticator({key: LOCAL}), key
 
 
-async def _environment() -> None:
+async def _environment(stop: StopSignal) -> None:
     """Build the default Python environment if this user has none yet; without it, say so and go on.
+
+    Told to stop, it gives the build up.
 
     Templates with another environment or image work all the same; `my-interpreter` then fails with
     this reason.
@@ -131,10 +143,20 @@ async def _environment() -> None:
     def progress(line: str) -> None:
         log.info("preparing the default python environment", step=line)
 
+    environments = Environments(env_cache_dir())
+    building = asyncio.ensure_future(anyio.to_thread.run_sync(environments.ensure, DEFAULT, progress))
+    stopping = asyncio.ensure_future(stop.event.wait())
     try:
-        await anyio.to_thread.run_sync(Environments(env_cache_dir()).ensure, DEFAULT, progress)
+        await asyncio.wait({building, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if stop.event.is_set():
+            environments.give_up()
+        await building
     except AgentCubeError as exc:
+        if stop.event.is_set():
+            return
         log.error("no default python environment: sessions that need it will fail", reason=exc.detail)
+    finally:
+        stopping.cancel()
 
 
 async def _put_built_in(manager: Manager, pool: int) -> None:
