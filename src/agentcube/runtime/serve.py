@@ -31,20 +31,26 @@ class LoopEnded(RuntimeError):
 
 
 class StopSignal:
-    """Set by the first SIGTERM or SIGINT, or by `set`. `hurry` is set by the second."""
+    """Set by the first SIGTERM or SIGINT, or by `set`. `hurry` is set by the second.
 
-    def __init__(self) -> None:
+    `on_set` is called with each.
+    """
+
+    def __init__(self, on_set: Callable[[], None] | None = None) -> None:
         self.event = asyncio.Event()
         self.hurry = asyncio.Event()
+        self._on_set = on_set
 
     def set(self) -> None:
         (self.hurry if self.event.is_set() else self.event).set()
+        if self._on_set is not None:
+            self._on_set()
 
 
 @contextlib.asynccontextmanager
-async def stop_signals() -> AsyncIterator[StopSignal]:
+async def stop_signals(on_set: Callable[[], None] | None = None) -> AsyncIterator[StopSignal]:
     """Receives SIGTERM and SIGINT for as long as the context lasts. For the main thread only."""
-    loop, stop = asyncio.get_running_loop(), StopSignal()
+    loop, stop = asyncio.get_running_loop(), StopSignal(on_set)
     for number in _STOP_SIGNALS:
         loop.add_signal_handler(number, stop.set)
     try:

@@ -5,8 +5,8 @@ The only place on one machine where stores, drivers and planes are concrete. Not
 
 from __future__ import annotations
 
-import gc
 import asyncio
+import gc
 import socket
 import sys
 from contextlib import AsyncExitStack
