@@ -30,6 +30,7 @@ demo: $(STAMP)  ## Start AgentCube on a free port, run a real session end to end
 	@$(BIN)/agentcube demo
 
 test: $(STAMP)  ## Run the tests (parallel ones, then those that count what the machine holds)
+	@$(BIN)/agentcube env create default
 	$(BIN)/python -m pytest -q -n $(JOBS) -m "not serial"
 	$(BIN)/python -m pytest -q -n 0 -m serial
 
