@@ -61,7 +61,8 @@ def up(
 ) -> int:
     """Serve on this machine until SIGTERM or Ctrl-C.
 
-    Prints one line, `ready http://HOST:PORT`, once it serves. Clients of the same user find it by themselves.
+    Prints one line, `ready http://HOST:PORT`, once it serves. Clients of the same user find it by themselves. Told
+    to stop, it lets requests end (for 20 seconds at most; a second Ctrl-C does not wait), then its sessions.
     """
     main = _server("main")
     options = main.UpOptions(

@@ -67,12 +67,15 @@ async def serve(
     started: Callable[[], Awaitable[None]] | None = None,
     drain: Callable[[], Awaitable[None]] | None = None,
     drain_s: float = DRAIN_S,
+    clear: Callable[[], Awaitable[None]] | None = None,
+    clear_s: float = DRAIN_S,
 ) -> None:
-    """Run `loops` (by name) until `stop`, then `drain` for at most `drain_s`, then cancel them.
+    """Run `loops` (by name) until `stop`, then `drain` and `clear`, then cancel them.
 
     `started` runs once beside the loops (it waits for readiness and announces it). A loop that
-    fails or returns ends everything: its exception comes out of here in an ExceptionGroup. A second
-    signal cuts the drain short.
+    fails or returns ends everything: its exception comes out of here in an ExceptionGroup. `drain`
+    waits for others, for at most `drain_s`, and a second signal cuts it short; `clear` is our own
+    work, which may take `clear_s` and is done for whoever is in a hurry, too.
     """
 
     async def forever(name: str, run: Callable[[], Awaitable[None]]) -> None:
@@ -87,19 +90,23 @@ async def serve(
         if announcing is not None:
             announcing.cancel()
         if drain is not None:
-            await _bounded(drain, stop.hurry, drain_s)
+            await _bounded("drain", drain, stop.hurry, drain_s)
+        if clear is not None:
+            await _bounded("clear", clear, asyncio.Event(), clear_s)
         for task in tasks:
             task.cancel()
 
 
-async def _bounded(drain: Callable[[], Awaitable[None]], hurry: asyncio.Event, seconds: float) -> None:
+async def _bounded(
+    name: str, work: Callable[[], Awaitable[None]], hurry: asyncio.Event, seconds: float
+) -> None:
     async with asyncio.TaskGroup() as group:
-        draining = group.create_task(_run(drain))
+        working = group.create_task(_run(work))
         hurrying = group.create_task(hurry.wait())
-        await asyncio.wait({draining, hurrying}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        if not draining.done():
-            log.warning("drain cut short", hurried=hurry.is_set(), after_s=seconds)
-            draining.cancel()
+        await asyncio.wait({working, hurrying}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            log.warning("stop cut short", step=name, hurried=hurry.is_set(), limit_s=seconds)
+            working.cancel()
         hurrying.cancel()
 
 

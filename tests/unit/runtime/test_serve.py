@@ -90,6 +90,22 @@ async def test_a_drain_is_cut_short_by_its_deadline_and_by_a_second_signal() -> 
         await serve({"loop": forever}, stop=stop, drain=forever, drain_s=60)
 
 
+async def test_who_is_in_a_hurry_has_things_cleared_up_all_the_same() -> None:
+    cleared = []
+
+    async def clear() -> None:
+        await asyncio.sleep(0.01)
+        cleared.append(True)
+
+    stop = StopSignal()
+    stop.set()
+    stop.set()
+    await serve({"loop": forever}, stop=stop, drain=forever, drain_s=60, clear=clear)
+    assert cleared == [True]
+    async with asyncio.timeout(5):
+        await serve({"loop": forever}, stop=stop, clear=forever, clear_s=0.01)
+
+
 async def test_a_drain_that_fails_is_told() -> None:
     async def drain() -> None:
         raise RuntimeError("cannot")
