@@ -214,3 +214,32 @@ async def test_a_link_out_of_the_directories_for_templates_is_not_followed(spare
         ):
             with pytest.raises((StartFailed, Invalid), match="leads out of the directories"):
                 await spare.box(driver, **wrong)
+
+
+async def test_links_in_a_lent_directory_do_not_lead_mount_points_onto_the_machine(spare: Machine) -> None:
+    lent, victim = spare.root / "lent", spare.root / "victim"
+    for folder in (lent, victim):
+        folder.mkdir()
+        folder.chmod(0o755)
+    (lent / "out").symlink_to(victim)
+    (lent / "file").write_text("")
+    outer = HostMount(source=str(lent), target="/workspace/a")
+    async with opened(spare) as driver:
+        for source, target in ((lent, "/workspace/a/out/made"), (lent / "file", "/workspace/a/out/made")):
+            with pytest.raises(StartFailed):
+                await spare.box(driver, mounts=(outer, HostMount(source=str(source), target=target)))
+    assert os.listdir(victim) == []
+
+
+@pytest.mark.parametrize("name", ["dev", "proc"])
+async def test_an_image_whose_special_directories_are_links_is_refused(spare: Machine, name: str) -> None:
+    image, victim = spare.root / f"image-{name}", spare.root / f"victim-{name}"
+    for folder in (image, victim):
+        folder.mkdir()
+        folder.chmod(0o755)
+    (image / name).symlink_to(victim)
+    (image / str(victim).lstrip("/")).mkdir(parents=True)  # it leads somewhere, in there too
+    async with opened(spare) as driver:
+        with pytest.raises(StartFailed, match=f"use the image's /{name}"):
+            await spare.box(driver, image=f"dir:{image}")
+    assert os.listdir(victim) == []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -87,6 +88,7 @@ def build(plan: Plan, workspace: Callable[[], int]) -> None:
     os.chdir("root")
     here = os.open(".", os.O_PATH | os.O_CLOEXEC)
     try:
+        _refuse_links()
         mounts = sorted(plan.mounts, key=lambda m: m.target.count("/"))
         for mount in mounts:
             if not _is_nested(mount):
@@ -97,7 +99,7 @@ def build(plan: Plan, workspace: Callable[[], int]) -> None:
         _attach_in(here, _memory_workspace(plan) if plan.workspace_bytes else workspace(), "/workspace")
         for mount in mounts:
             if _is_nested(mount):
-                _make(mount.target.lstrip("/"), folder=mount.folder)
+                _make_in(here, mount.target, folder=mount.folder)
                 _attach_in(here, mount.fd, mount.target)
     finally:
         os.close(here)
@@ -134,6 +136,38 @@ def _make(path: str, *, folder: bool) -> None:
     os.makedirs(path if folder else os.path.dirname(path), mode=0o755, exist_ok=True)
     if not folder:
         os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644))
+
+
+def _make_in(root: int, target: str, *, folder: bool) -> None:
+    """Make a mount point below a workspace or /tmp, maybe in a mount where somebody has put links.
+
+    Nothing is made outside of `root`: the root directory of this process is still the machine's.
+    """
+    parts = [part for part in target.split("/") if part]
+    step = f"make {target} in the sandbox"
+    for depth in range(1, len(parts) + 1):
+        try:
+            os.close(kernel.open_in(root, "/".join(parts[:depth]), step))
+            continue
+        except kernel.StepFailed as exc:
+            if exc.errno != errno.ENOENT:
+                raise
+        parent = kernel.open_in(root, "/".join(parts[: depth - 1]) or ".", step)
+        try:
+            if folder or depth < len(parts):
+                os.mkdir(parts[depth - 1], 0o755, dir_fd=parent)
+            else:
+                flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+                os.close(os.open(parts[depth - 1], flags, 0o644, dir_fd=parent))
+        finally:
+            os.close(parent)
+
+
+def _refuse_links() -> None:
+    """What follows makes things in /dev and /proc by path, which a link would lead onto the machine."""
+    for name in ("dev", "proc"):
+        if not stat.S_ISDIR(os.lstat(name).st_mode):
+            raise kernel.StepFailed(errno.ENOTDIR, f"use the image's /{name}")
 
 
 def _make_targets(plan: Plan) -> None:
