@@ -6,13 +6,13 @@ from typing import Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse
 
 from agentcube import __version__
 from agentcube.errors import AgentCubeError
+from agentcube.manager import docs_page
 from agentcube.manager.access import ACCESS, Access, authorise
 from agentcube.manager.edge import Edge, on_error, on_http, on_invalid
 from agentcube.manager.manager import Service
@@ -84,7 +84,7 @@ def _document_routes(app: FastAPI) -> None:
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
-        return get_swagger_ui_html(openapi_url="/openapi.json", title="AgentCube")
+        return HTMLResponse(docs_page.page(document(app)), headers=docs_page.HEADERS)
 
 
 def document(app: FastAPI) -> dict[str, Any]:

@@ -26,6 +26,9 @@ class Subject:
 LOCAL = Subject("local")
 """The one subject of `--auth none`, and of the local API key."""
 
+ANONYMOUS = Subject("anonymous")
+"""Whoever asks for what is public. Owns nothing, and no key is his."""
+
 
 class Signer(Protocol):
     """Signs RS256 tokens with the deployment's key. Each call costs a private-key operation: cache."""

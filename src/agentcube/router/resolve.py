@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from agentcube.model.template import TemplateKey
-from agentcube.ports.tokens import Subject
+from agentcube.ports.tokens import ANONYMOUS, Subject
 from agentcube.router import targets
 from agentcube.router.sessions import Entry, Port
 
@@ -47,7 +47,7 @@ def find(engine: Engine, request: Request) -> Destination | None:
     route = engine.routes.route(request.target)
     if isinstance(route, targets.Health):
         return None
-    subject = engine.auth.authenticate(request.authorization)
+    subject = ANONYMOUS if route is targets.PUBLIC else engine.auth.authenticate(request.authorization)
     if isinstance(route, targets.Invocation):
         id = request.session_id or None  # an empty one is none, as in the Go system
         key: TemplateKey | None = route.key

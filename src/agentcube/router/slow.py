@@ -23,6 +23,7 @@ from agentcube.errors import (
 )
 from agentcube.model.lifecycle import Phase
 from agentcube.model.template import TemplateKey
+from agentcube.ports.tokens import ANONYMOUS
 from agentcube.router import problems, resolve, targets
 from agentcube.router.sessions import Entry, unknown_session
 
@@ -71,7 +72,7 @@ async def suspect(engine: Engine, entry: Entry) -> None:
 
 
 async def _find(engine: Engine, client: Answering, request: Request, route: targets.Route) -> Destination:
-    subject = engine.auth.authenticate(request.authorization)
+    subject = ANONYMOUS if route is targets.PUBLIC else engine.auth.authenticate(request.authorization)
     match route:
         case targets.Invocation():
             id = request.session_id or None

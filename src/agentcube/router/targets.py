@@ -25,8 +25,9 @@ _SANDBOX_CALL = re.compile(
     rb"/v1/sessions/([^/?]+)/((?:" + b"|".join(c.encode() for c in SANDBOX_CALLS) + rb")(?:[/?].*|))"
 ).fullmatch
 _MANAGED = re.compile(
-    rb"/(?:v1/(?:sessions|pools|code-interpreter|agent-runtime|namespaces)|openapi\.json|docs)(?:[/?].*|)"
+    rb"/(?:v1/(?:sessions|pools|code-interpreter|agent-runtime|namespaces))(?:[/?].*|)"
 ).fullmatch
+_PUBLIC = re.compile(rb"/(?:openapi\.json|docs)(?:\?.*|)").fullmatch
 _HEALTH = re.compile(rb"/health(|/live|/ready)(?:\?.*|)").fullmatch
 
 
@@ -45,7 +46,9 @@ class SandboxCall(NamedTuple):
 
 
 class Managed(NamedTuple):
-    """A call of the management API."""
+    """A call of the management API; `public` is what tells nothing about anybody, for anybody."""
+
+    public: bool = False
 
 
 class Health(NamedTuple):
@@ -55,6 +58,9 @@ class Health(NamedTuple):
 
 
 Route = Invocation | SandboxCall | Managed | Health
+
+MANAGED = Managed()
+PUBLIC = Managed(public=True)
 
 
 class Routes:
@@ -90,8 +96,10 @@ class Routes:
             return SandboxCall(SessionId(match[1].decode()), b"/api/" + match[2])
         if match := _HEALTH(target):
             return Health(match[1])
+        if _PUBLIC(target):
+            return PUBLIC
         if _MANAGED(target):
-            return Managed()
+            return MANAGED
         raise NoSuchRoute("nothing is served at this path; the API is described at /openapi.json")
 
 

@@ -167,7 +167,17 @@ async def test_the_openapi_document_describes_every_operation(api) -> None:
         "application/yaml"
         in document["paths"]["/v1/namespaces/{namespace}/{plural}/{name}"]["put"]["requestBody"]["content"]
     )
-    assert (await api.get("/docs")).status_code == 200
+
+
+async def test_the_page_for_people_needs_nothing_from_elsewhere(api) -> None:
+    answer = await api.get("/docs")
+    assert answer.status_code == 200
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    document = (await api.get("/openapi.json")).json()
+    for path in document["paths"]:
+        assert f"<code>{path}</code>" in answer.text
+    for foreign in ("<script", "src=", "http://", "https://"):
+        assert foreign not in answer.text.replace("https://agentcube.dev", ""), foreign
 
 
 async def test_health_follows_the_store_and_the_start(world) -> None:

@@ -225,8 +225,6 @@ async def test_management_calls_reach_the_manager_vouched_for() -> None:
             "/v1/agent-runtime/sessions/x",
             "/v1/namespaces/default/agent-runtimes/a",
             "/v1/pools",
-            "/openapi.json",
-            "/docs",
         ):
             answer = await w.ask(f"GET {target}", session=None)
             assert (answer.status, answer.body) == (200, b"ok")
@@ -234,6 +232,18 @@ async def test_management_calls_reach_the_manager_vouched_for() -> None:
         assert {h.get(b"authorization") for h, _ in seen} == {b"Bearer manager-alice"}
         assert {h.get(b"host") for h, _ in seen} == {b"router.test"}
         assert w.signer.signed == 1
+
+
+@pytest.mark.parametrize("token", [None, "wrong", "alice"])
+async def test_the_description_of_the_api_is_for_anybody(token: str | None) -> None:
+    """A browser sends no key. Nobody's rights go along, not even the caller's."""
+    seen: list[Any] = []
+    async with world() as w:
+        await w.unix(replying(OK, seen), "manager")
+        for target in ("/openapi.json", "/docs", "/docs?x"):
+            answer = await w.ask(f"GET {target}", session=None, token=token)
+            assert (answer.status, answer.body) == (200, b"ok")
+        assert {h.get(b"authorization") for h, _ in seen} == {b"Bearer manager-anonymous"}
 
 
 async def test_without_a_manager_its_calls_are_unavailable() -> None:

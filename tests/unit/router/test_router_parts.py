@@ -43,8 +43,8 @@ TARGETS = {
     b"/v1/sessions/s/suspend": Managed(),
     b"/v1/sessions": Managed(),
     b"/v1/sessions?limit=1": Managed(),
-    b"/openapi.json": Managed(),
-    b"/docs/x": Managed(),
+    b"/openapi.json": Managed(public=True),
+    b"/docs?x=y": Managed(public=True),
     b"/health": Health(b""),
     b"/health?x": Health(b""),
     b"/health/live": Health(b"/live"),
@@ -59,7 +59,8 @@ def test_targets_mean_what_they_say_also_when_remembered() -> None:
 
 
 @pytest.mark.parametrize(
-    "target", [b"*", b"/", b"/v1", b"/v1/session", b"/V1/sessions", b"/health/x", b"//v1/sessions"]
+    "target",
+    [b"*", b"/", b"/v1", b"/v1/session", b"/V1/sessions", b"/health/x", b"/docs/x", b"//v1/sessions"],
 )
 def test_other_targets_are_not_served(target: bytes) -> None:
     with pytest.raises(NoSuchRoute):
