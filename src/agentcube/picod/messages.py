@@ -17,6 +17,7 @@ from agentcube.http1 import REASONS, RequestHead, response_head
 from agentcube.picod.problems import PROBLEM_TYPE, Problem
 
 JSON_BYTES_MAX = 32 * 1024 * 1024  # 24 MiB of a file in base64; larger files come as multipart
+ROOM_S = 30.0  # how long a body waits for others to be done; the Router waits for 60
 _JSON_IN_LOOP_MAX = 64 * 1024  # larger bodies are parsed and measured in a worker thread
 _PIECE = 48 * 1024  # a multiple of three, for base64; half a millisecond of escaping
 _QUERY_FIELDS_MAX = 32
@@ -45,19 +46,34 @@ class Exchange(Protocol):
 class Room:
     """Memory for JSON bodies, which all requests share: PicoD's own is bounded."""
 
-    def __init__(self, total: int = JSON_BYTES_MAX) -> None:
+    def __init__(self, total: int = JSON_BYTES_MAX, *, patience_s: float = ROOM_S) -> None:
         self._left = total
+        self._patience_s = patience_s
+        self._waiting: list[asyncio.Future[None]] = []
 
-    def take(self, size: int) -> bool:
-        """Take `size` bytes, or none of them."""
-        if size > self._left:
-            return False
+    async def take(self, size: int) -> bool:
+        """Take `size` bytes, waiting for others to be done; False when they take too long."""
+        deadline = time.monotonic() + self._patience_s
+        while size > self._left:
+            given = asyncio.get_running_loop().create_future()
+            self._waiting.append(given)
+            try:
+                await asyncio.wait_for(given, deadline - time.monotonic())
+            except asyncio.TimeoutError:
+                return False
+            finally:
+                if given in self._waiting:
+                    self._waiting.remove(given)
         self._left -= size
         return True
 
     def give(self, size: int) -> None:
         """Give taken bytes back."""
         self._left += size
+        waiting, self._waiting = self._waiting, []
+        for given in waiting:
+            if not given.done():
+                given.set_result(None)
 
 
 class Text:
@@ -132,26 +148,26 @@ class Request:
 
         Raises:
             Problem: `invalid` when it is none, `body_too_large` over `JSON_BYTES_MAX`, `limit_exceeded`
-                while others' bodies leave no room.
+                when others' bodies leave no room for `ROOM_S`.
         """
-        self._take(max(0, self.head.body))
+        await self._take(max(0, self.head.body))
         data = bytearray()
         while True:
             part = await self.body()
             if not part:
                 break
-            self._take(len(data) + len(part) - self._taken)
+            await self._take(len(data) + len(part) - self._taken)
             data += part
         if len(data) <= _JSON_IN_LOOP_MAX:
             return _parse_object(data)
         return await asyncio.get_running_loop().run_in_executor(None, _parse_object, data)
 
-    def _take(self, size: int) -> None:
+    async def _take(self, size: int) -> None:
         if size <= 0:
             return
         if self._taken + size > JSON_BYTES_MAX:
             raise _json_too_large()
-        if not self._room.take(size):
+        if not await self._room.take(size):
             raise Problem("limit_exceeded", "other requests with large JSON bodies are under way here")
         self._taken += size
 
