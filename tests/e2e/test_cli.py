@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -135,3 +137,26 @@ def test_clients_find_the_server_by_themselves(tmp_path: Path) -> None:
         )
         assert down.returncode == 0, down.stderr
         assert own.process.wait(30) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_program_ends_with_whoever_waits_for_it(
+    server: harness.Server, session: str, number: signal.Signals
+) -> None:
+    program = "echo $$ > pid; exec sleep 600"
+    caller = subprocess.Popen(
+        [*harness.CLI, "exec", "--no-stdin", session, "--", "sh", "-c", program], env=server.env()
+    )
+    alive = ["exec", "--no-stdin", session, "--", "sh", "-c", 'kill -0 "$(cat pid)"']
+    harness.eventually(lambda: server.cli(*alive).returncode == 0, within=30)
+    caller.send_signal(number)
+    assert caller.wait(30) == (-number if number is signal.SIGKILL else 128 + number)
+    harness.eventually(lambda: server.cli(*alive).returncode == 1, within=8)
+    assert server.cli("session", "show", session).returncode == 0, "the session went, too"
+    assert server.cli("exec", session, "--", "rm", "pid").returncode == 0
+
+
+def test_the_page_about_the_api_is_there_for_a_browser(server: harness.Server) -> None:
+    for path in ("/docs", "/openapi.json"):
+        with urllib.request.urlopen(f"{server.url}{path}", timeout=30) as answer:
+            assert b"/v1/sessions" in answer.read()

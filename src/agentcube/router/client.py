@@ -312,8 +312,13 @@ class Client(Answering):
             self.abort()
 
     def _probe(self, now: float) -> None:
-        """Find out whether a client that sent EOF still reads: TCP tells only those who write."""
-        if now - self._eof_at >= self.engine.settings.half_close_probe_s and self.request.minor == 1:
+        """Find out whether a client that sent EOF still reads: TCP tells only those who write.
+
+        Its answer to the first probe is a reset, of which asyncio tells only those who write again.
+        """
+        if self.is_reset():
+            self.abort()
+        elif now - self._eof_at >= self.engine.settings.half_close_probe_s and self.request.minor == 1:
             self._eof_at = now
             self.transport.write(_PROBE)
 

@@ -6,6 +6,7 @@ Knows bytes and deadlines and nothing of HTTP; `client` adds that.
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 import struct
 from typing import TYPE_CHECKING, cast
@@ -112,6 +113,15 @@ class Downstream(InTurns):
         self.hold_reading(False)
         if self.transport.can_write_eof() and not self.transport.is_closing():
             self.transport.write_eof()
+
+    def is_reset(self) -> bool:
+        """Whether the client has answered what we wrote with a reset."""
+        sock = self.transport.get_extra_info("socket")
+        if sock is None or self.transport.is_closing():
+            return False
+        poll = select.poll()
+        poll.register(sock.fileno(), 0)  # POLLERR and POLLHUP are always told
+        return bool(poll.poll(0))
 
     def reset(self) -> None:
         """Break the connection off so that the client cannot take what it got for a whole answer."""

@@ -25,7 +25,7 @@ class RouterSettings:
     linger_timeout_s: float = (
         2.0  # reading on after an answer, so that a reset does not eat it (RFC 9112 §9.6)
     )
-    half_close_probe_s: float = 5.0  # after a client's EOF: is it still there to read?
+    half_close_probe_s: float = 1.0  # after a client's EOF: does it still read? Ctrl-C ends a command so soon
     create_timeout_s: float = 120.0  # above the manager's own deadline, which gives the better message
     wake_timeout_s: float = 60.0
 

@@ -303,13 +303,13 @@ async def test_a_client_that_left_is_noticed_while_its_command_runs() -> None:
         await reader.read()
         gone.set()
 
-    async with world(replace(FAST, half_close_probe_s=0.05)) as w:
+    async with world(replace(FAST, half_close_probe_s=1.5)) as w:
         w.agent(await w.tcp(handle))
         peer = await w.connect()
         await peer.send()
         await eventually(lambda: w.router.in_flight == 1)
         peer.close()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(2.8):  # one probe tells
             await gone.wait()
         await eventually(lambda: w.router.in_flight == 0 and w.router.connections == 0)
 
