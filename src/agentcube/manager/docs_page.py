@@ -6,10 +6,12 @@ Self-contained: no script, nothing from elsewhere, so that it works on a machine
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
 
+_CODE = re.compile("`([^`]+)`")
 _STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
 code,pre{font:14px/1.4 ui-monospace,monospace;background:#f4f4f2;border-radius:3px}code{padding:.1em .3em}
 pre{padding:.8em;overflow:auto}h2{margin-top:2.5rem;border-bottom:1px solid #ccc}h3{margin:1.6rem 0 .3rem}
@@ -60,7 +62,7 @@ def _operation(method: str, path: str, operation: Mapping[str, Any]) -> str:
         rows.append(
             (status, ": ".join(filter(None, (answer.get("description", ""), ", ".join(sorted(types))))))
         )
-    cells = "".join(f"<tr><td>{escape(name)}<td>{escape(what)}" for name, what in rows)
+    cells = "".join(f"<tr><td>{escape(name)}<td>{_marked(what)}" for name, what in rows)
     return f"{''.join(parts)}<table>{cells}</table>"
 
 
@@ -84,4 +86,8 @@ def _type(schema: Mapping[str, Any]) -> str:
 
 
 def _text(text: str) -> str:
-    return f"<p>{escape(text)}</p>" if text else ""
+    return f"<p>{_marked(text)}</p>" if text else ""
+
+
+def _marked(text: str) -> str:
+    return _CODE.sub(r"<code>\1</code>", escape(text))
