@@ -15,8 +15,8 @@ from agentcube.wire.quantities import parse_bytes, parse_count, parse_cpu_millis
         ("128974848", 128974848),
         (128974848, 128974848),
         ("129e6", 129_000_000),
-        ("1E", 10**18),
-        ("1Ei", 1 << 60),
+        ("0.000001E", 10**12),
+        ("16Ti", 16 << 40),
         ("1500m", 2),  # part of a byte counts as one
         ("2k", 2000),
     ],
@@ -46,3 +46,12 @@ def test_any_text_gives_a_positive_number_or_a_value_error(text) -> None:
     except ValueError:
         return
     assert 0 < number < 2**63
+
+
+@pytest.mark.parametrize(
+    ("parse", "text"),
+    [(parse_bytes, "17Ti"), (parse_bytes, "7E"), (parse_cpu_millis, "1001"), (parse_count, "4194305")],
+)
+def test_what_no_machine_has_is_refused_with_the_limit(parse, text) -> None:
+    with pytest.raises(ValueError, match=r"at most (17592186044416|1000|4194304)$"):
+        parse(text)
