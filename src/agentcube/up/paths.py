@@ -161,7 +161,11 @@ def runtime_dir(data_dir: Path) -> Path:
                 f"runtime directory {directory}: {(exc.strerror or 'not accessible').lower()}"
             ) from exc
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
-            raise Invalid(f"runtime directory {directory} is not ours alone; remove it and start again")
+            # In /tmp anybody may have made it first, and nobody else can remove it then.
+            raise Invalid(
+                f"runtime directory {directory} is not ours alone; remove it, or set XDG_RUNTIME_DIR to a "
+                "directory of your own, and start again"
+            )
     return parent / name
 
 

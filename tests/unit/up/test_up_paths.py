@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from agentcube.errors import Invalid
-from agentcube.up.paths import DataDir
+from agentcube.up.paths import DataDir, runtime_dir
 
 
 def test_it_is_made_private(tmp_path: Path) -> None:
@@ -34,3 +34,14 @@ def test_somebody_elses_is_refused(tmp_path: Path) -> None:
     os.chown(tmp_path / "data", 21042, 21042)
     with pytest.raises(Invalid, match="belongs to uid 21042"):
         DataDir.open(tmp_path / "data")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root's is below /run")
+def test_a_runtime_directory_that_others_can_enter_is_refused_with_a_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "agentcube").mkdir()
+    (tmp_path / "agentcube").chmod(0o755)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    with pytest.raises(Invalid, match="not ours alone; remove it, or set XDG_RUNTIME_DIR"):
+        runtime_dir(tmp_path / "data")
