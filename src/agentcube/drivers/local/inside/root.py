@@ -198,6 +198,8 @@ def _make_target(lower: int, target: str, *, folder: bool) -> None:
     base = os.readlink(f"/proc/self/fd/{lower}")
     real = os.path.relpath(os.readlink(f"/proc/self/fd/{found}"), base)
     os.close(found)
+    if real.split("/")[0] == "..":  # somebody moved it out of the image just now
+        raise kernel.StepFailed(errno.ESTALE, f"find {target} in the image")
     _make(os.path.join("upper", real, *parts[known:]), folder=folder)
 
 
