@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,13 @@ EXAMPLES = [
     for page in PAGES
     for number, code in enumerate(BLOCK.findall(page.read_text()), 1)
 ]
+YAML = re.compile(r"^ *```yaml\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+MANIFESTS = [
+    pytest.param(page, text, id=f"{page.relative_to(ROOT)}-{number}")
+    for page in PAGES
+    for number, text in enumerate(YAML.findall(page.read_text()), 1)
+    if "kind:" in text
+]
 LINK = re.compile(r"\]\((?!https?://|#)([^)#\s]+)")
 
 
@@ -40,6 +48,18 @@ def test_example(page: Path, code: str, server: harness.Server, agents_dir: Path
         timeout=100,
     )
     assert done.returncode == 0, f"{page}\n{done.stderr}"
+
+
+@pytest.mark.parametrize(("page", "text"), MANIFESTS)
+def test_manifest(page: Path, text: str, server: harness.Server, agents_dir: Path) -> None:
+    """Any manifest in a guide can be applied; its directories are replaced by one that this server allows."""
+    text = re.sub(r"path: /srv/[^}\n]*", f"path: {agents_dir}", textwrap.dedent(text))
+    done = server.cli("apply", "-f", "-", input=text.encode())
+    assert done.returncode == 0, f"{page}\n{done.stderr.decode()}"
+    for kind, name in re.findall(
+        r"(AgentRuntime|CodeInterpreter) default/(\S+) created", done.stdout.decode()
+    ):
+        assert server.cli("delete", kind.lower(), name).returncode == 0
 
 
 @pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")], ids=lambda p: p.name)

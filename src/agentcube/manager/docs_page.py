@@ -59,9 +59,8 @@ def _operation(method: str, path: str, operation: Mapping[str, Any]) -> str:
     rows += [("body", f"{media}: {_type(content.get('schema', {}))}") for media, content in body.items()]
     for status, answer in operation.get("responses", {}).items():
         types = {_type(c["schema"]) for c in answer.get("content", {}).values() if c.get("schema")}
-        rows.append(
-            (status, ": ".join(filter(None, (answer.get("description", ""), ", ".join(sorted(types))))))
-        )
+        named = f" ({', '.join(sorted(types))})" if types else ""
+        rows.append((status, answer.get("description", "") + named))
     cells = "".join(f"<tr><td>{escape(name)}<td>{_marked(what)}" for name, what in rows)
     return f"{''.join(parts)}<table>{cells}</table>"
 

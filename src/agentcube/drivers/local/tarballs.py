@@ -124,9 +124,10 @@ def _unpack(archive: Path, file: BinaryIO, to: Path, bytes_max: int, entries_max
 
 
 def _damaged(archive: Path, why: Exception) -> Invalid:
+    first = str(why).partition("\n")[0].removesuffix(":")  # the others tell how each format was tried
     return Invalid(
         f"image 'tar:{archive}': damaged, or not a tar archive this Python can read "
-        f"(plain, gzip, bzip2, xz; zstd from Python 3.14): {why}"
+        f"(plain, gzip, bzip2, xz; zstd from Python 3.14): {first}"
     )
 
 
