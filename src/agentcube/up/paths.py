@@ -146,7 +146,7 @@ def env_cache_dir() -> Path:
 def runtime_dir(data_dir: Path) -> Path:
     """Make and check the runtime directory of `data_dir`: ours alone, mode 0700, a short path."""
     name = instance_name(data_dir)
-    if os.geteuid() == 0:
+    if os.geteuid() == 0 and os.access("/run", os.W_OK):  # a namespace's root may not write there
         parent = Path("/run/agentcube")
     elif os.environ.get("XDG_RUNTIME_DIR"):
         parent = Path(os.environ["XDG_RUNTIME_DIR"]) / _APP

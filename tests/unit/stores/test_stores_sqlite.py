@@ -267,8 +267,9 @@ async def test_a_new_file_is_private_and_leaves_no_stray(path: Path) -> None:
 def test_a_disk_that_is_full_leaves_no_half_made_store(tmp_path: Path) -> None:
     """On a small disk of its own, in a mount namespace of its own."""
     inside = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
-    if subprocess.run([*inside, f"mount -t tmpfs none {tmp_path}"], capture_output=True).returncode:
-        pytest.skip("this machine has no user namespaces to mount in")
+    probe = f"mount -t tmpfs none {tmp_path} && mount -o remount,size=4m {tmp_path}"
+    if subprocess.run([*inside, probe], capture_output=True).returncode:
+        pytest.skip("this user cannot mount and grow a disk in a namespace of its own")
     code = "import sys; from pathlib import Path; from agentcube.stores.sqlite_file import *; "
     code += "print(list(load(open_database(Path(sys.argv[1])), Path())))"
     attempt = f'"{sys.executable}" -c "{code}" "$0/store.sqlite3"'
