@@ -187,6 +187,24 @@ def test_auth_none_only_on_loopback(tmp_path: Path) -> None:
     _fails("up", "--auth", "none", "--host", "0.0.0.0", "--data-dir", str(tmp_path / "d"), names="loopback")
 
 
+def test_auth_none_serves_programs_and_no_web_pages(tmp_path: Path) -> None:
+    with harness.serving(tmp_path / "data", "--pool", "0", "--auth", "none") as server:
+        execute = (
+            f"{server.url}/v1/namespaces/default/code-interpreters/my-interpreter/invocations/api/execute"
+        )
+        page = {"origin": "http://evil.example", "content-type": "text/plain"}  # no browser asks first
+        _problem(httpx2.post(execute, content='{"command": ["true"]}', headers=page), 403, "forbidden")
+        rebound = httpx2.get(f"{server.url}/v1/sessions", headers={"host": "evil.example"})
+        _problem(rebound, 403, "forbidden")
+        assert httpx2.get(f"{server.url}/v1/sessions").json()["items"] == []
+
+
+def test_data_directory_that_others_can_write(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d").chmod(0o777)
+    _fails("up", "--auth", "none", "--data-dir", str(tmp_path / "d"), names="chmod go-w")
+
+
 def test_no_user_namespaces_and_no_root(tmp_path: Path) -> None:
     """Inside a user namespace that may have no more of them, as on machines that forbid them."""
     probe = ["unshare", "--user", "--map-root-user", "true"]
