@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,14 +62,16 @@ class Server:
             self.process.stdout.close()
 
 
-def start(data_dir: Path, *options: str, config_home: Path | None = None) -> Server:
-    """Start `agentcube up` on a free port and wait for its ready line."""
+def start(
+    data_dir: Path, *options: str, config_home: Path | None = None, prefix: Sequence[str] = ()
+) -> Server:
+    """Start `agentcube up` on a free port, as an argument of `prefix`, and wait for its ready line."""
     config_home = config_home or data_dir.parent / "config"
     log = data_dir.parent / f"{data_dir.name}.log"
     env = {**os.environ, "XDG_CONFIG_HOME": str(config_home)}
     with log.open("a") as errors:
         process = subprocess.Popen(
-            [*CLI, "up", "--port", "0", "--data-dir", str(data_dir), *options],
+            [*prefix, *CLI, "up", "--port", "0", "--data-dir", str(data_dir), *options],
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
