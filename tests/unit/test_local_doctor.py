@@ -105,3 +105,15 @@ def test_other_systems_are_sent_to_linux(platform: str, name: str) -> None:
 )
 def test_old_kernels_are_named(release: str, ok: bool) -> None:
     assert doctor.kernel_check(release).ok is ok
+
+
+def test_environments_that_others_can_change_are_told_with_a_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "agentcube/envs").mkdir(parents=True)
+    (tmp_path / "agentcube/envs").chmod(0o777)
+    check = doctor._environments()
+    assert not check.ok
+    assert "can be changed by others" in check.detail
+    assert "XDG_CACHE_HOME" in check.remedy

@@ -254,3 +254,25 @@ def test_no_network_says_what_to_check(environments: Environments, tmp_path: Pat
 def test_this_machine_has_what_builds_take() -> None:
     found, detail = venvs.available()
     assert found, detail
+
+
+def test_environments_that_others_can_change_are_not_used(tmp_path: Path) -> None:
+    root = tmp_path / "envs"
+    root.mkdir()
+    root.chmod(0o777)
+    for use in (
+        lambda: Environments(root).find("default"),
+        lambda: Environments(root).ensure("default"),
+        lambda: Environments(root).create("mine", requirements(tmp_path)),
+    ):
+        with pytest.raises(Invalid, match="can be changed by others"):
+            use()
+    assert os.listdir(root) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a directory away")
+def test_environments_of_somebody_else_are_not_used(tmp_path: Path) -> None:
+    (tmp_path / "envs").mkdir()
+    os.chown(tmp_path / "envs", 21042, 21042)
+    with pytest.raises(Invalid, match=r"belongs to uid 21042.*sudo -H"):
+        Environments(tmp_path / "envs").ensure("default")

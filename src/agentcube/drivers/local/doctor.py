@@ -250,10 +250,14 @@ def _pip() -> Check:
 
 def _environments() -> Check:
     from agentcube.drivers.local.environments import Environments
+    from agentcube.errors import Invalid
 
     environments = Environments()
     try:
         listed = environments.list()
+    except Invalid as exc:
+        what, _, remedy = exc.detail.partition(": ")
+        return Check(name="environments", ok=False, detail=what, remedy=remedy or "see there")
     except OSError as exc:
         return Check(
             name="environments",

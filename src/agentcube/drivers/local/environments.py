@@ -127,10 +127,23 @@ class Environments:
 
     def _environment(self, name: str) -> Environment:
         _check_name(name)
+        self._check_ours()
         requirements, folder = (DEFAULT_REQUIREMENTS, "") if name == DEFAULT else self._definition(name)
         path = self._root / _key(name, requirements)
         found = path if path.is_dir() else None
         return Environment(name=name, requirements=requirements, folder=folder, path=found)
+
+    def _check_ours(self) -> None:
+        """We run what lies here, and so do sandboxes. With sudo it may be the caller's. Raises Invalid."""
+        try:
+            found = self._root.stat()
+        except OSError:
+            return  # nothing there, or nothing that can be read
+        if found.st_uid != os.geteuid() or found.st_mode & 0o002:
+            raise Invalid(
+                f"Python environments in {self._root} can be changed by others (it belongs to uid {found.st_uid}): "
+                "set XDG_CACHE_HOME to a directory of this user; with sudo, use 'sudo -H'"
+            )
 
     def _definition(self, name: str) -> tuple[str, str]:
         path = self._root / f"{name}.json"
@@ -152,6 +165,7 @@ class Environments:
         final = self._root / _key(name, requirements)
         with named(f"build Python environment {name}"):
             self._root.mkdir(parents=True, exist_ok=True)
+            self._check_ours()
             self._build_at(final, name, requirements, folder, say)
         say(f"environment {name}: ready")
         return final
