@@ -222,7 +222,14 @@ class Pools:
             created_at=self._clock.now(),
         )
         await self._store.put_warm(entry)
-        self._starting[entry.id] = group.create_task(self._start(entry, template, group))
+        starting = group.create_task(self._start(entry, template, group))
+        self._starting[entry.id] = starting
+        # Not by the task itself: one that is given up before its first step runs none of its code.
+        starting.add_done_callback(lambda _: self._start_is_over(entry.id))
+
+    def _start_is_over(self, id: SandboxId) -> None:
+        del self._starting[id]
+        self.wake()
 
     async def _start(self, entry: WarmSandbox, template: Template, group: asyncio.TaskGroup) -> None:
         timeout_s = self._settings.start_timeout_s
@@ -245,9 +252,6 @@ class Pools:
             log.exception("refill failed", template=str(template.key))
             self._failed(template.key, record, AgentCubeError("the refill failed; see the server's log"))
             await self._give_up(entry.id, group)
-        finally:
-            del self._starting[entry.id]
-            self.wake()
 
     def _failed(self, key: TemplateKey, record: _Record, error: AgentCubeError) -> None:
         if record.failures == 0:  # once per streak; the rest is counted

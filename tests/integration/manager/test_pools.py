@@ -75,6 +75,29 @@ async def test_a_changed_template_rolls_its_pool(world) -> None:
         await eventually(rolled)
 
 
+class _Slow(MemoryStore):
+    """A store that takes a turn of the event loop to keep an entry, as one with a disk does."""
+
+    async def put_warm(self, entry):
+        await super().put_warm(entry)
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_a_template_that_changes_all_the_time_has_a_pool_in_the_end(world, turns: int) -> None:
+    """A start that is given up before its first step counts as over like any other."""
+    world.store = _Slow()
+    async with world.manager() as manager:
+        for number in range(20):
+            variable = [{"name": "N", "value": str(number)}]
+            manifest = world.interpreter(pool=3, template={"environment": variable})
+            await manager.service.catalog.put(world.INTERPRETER, manifest)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+        await world.pool_of(manager, ready=3)
+        await eventually(lambda: len(world.machine.boxes) == 3)
+
+
 async def test_a_shrunk_pool_is_cut_and_a_deleted_template_drains_it(world) -> None:
     async with world.manager() as manager:
         await manager.service.catalog.put(world.INTERPRETER, world.interpreter(pool=3))
