@@ -38,7 +38,7 @@ DEFAULT_REQUIREMENTS = "numpy>=2.2,<3\npandas>=2.2,<4\nmatplotlib>=3.10,<4\n"
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _REQUIREMENTS_BYTES_MAX = 256 << 10
 _LOOK_S = 0.2  # between two looks at whether another builder has finished
-_RECIPE = "2"  # goes into the key: raise it when environments are built differently
+_RECIPE = "3"  # goes into the key: raise it when environments are built differently
 
 Progress = Callable[[str], None]
 

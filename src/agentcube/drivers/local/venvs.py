@@ -59,6 +59,7 @@ def build(
     _install(target, requirements, folder, wheels_only, say, programs)
     say("compiling")
     _relocate(target, mounted_at)
+    _write_fonts_module(target)
     _compile(target, mounted_at, programs)
     _warm(target, say, programs)
     _open_to_all(target)
@@ -197,6 +198,12 @@ def _compile(target: Path, mounted_at: str, programs: Programs) -> None:
     )  # fmt: skip
 
 
+def _write_fonts_module(target: Path) -> None:
+    for found in (target / "lib").glob("python*/site-packages/matplotlib"):
+        (found.parent / "agentcube_fonts.py").write_text(_FONTS_MODULE)
+        (found.parent / "agentcube_fonts.pth").write_text("import agentcube_fonts\n")
+
+
 def _warm(target: Path, say: Say, programs: Programs) -> None:
     """Keep matplotlib's list of fonts in the environment: a sandbox would spend its first chart on it."""
     if not any((target / "lib").glob("python*/site-packages/matplotlib")):
@@ -209,19 +216,33 @@ def _warm(target: Path, say: Say, programs: Programs) -> None:
     done = programs.run(command, within_s=_VENV_WITHIN_S, env=environ)
     if done.returncode != 0:
         raise StartFailed(f"matplotlib was installed but does not work: {_last_line(done.stdout)}")
-    site = next((target / "lib").glob("python*/site-packages"))
-    (site / "agentcube_fonts.pth").write_text(_FONTS_PTH)
 
 
 FONTS = "fonts"
 """Folder in an environment with matplotlib's cache, for MPLCONFIGDIR to start from."""
 
-# Runs at the start of every Python of the environment: two system calls where MPLCONFIGDIR is set and
-# not there yet, then one copy. matplotlib insists on a directory that it can write to.
-_FONTS_PTH = (
-    "import os, sys; d = os.environ.get('MPLCONFIGDIR'); s = os.path.join(sys.prefix, 'fonts'); "
-    "d and not os.path.exists(d) and os.path.isdir(s) and __import__('shutil').copytree(s, d)\n"
-)
+# Runs at the start of every Python of the environment, so it imports nothing that is not there anyway.
+# Links, not copies: matplotlib wants a directory that it can write to, and only reads the list.
+_FONTS_MODULE = """\
+import os
+import sys
+
+
+def seed():
+    target = os.environ.get("MPLCONFIGDIR")
+    source = os.path.join(sys.prefix, "fonts")
+    if not target or os.path.exists(target):
+        return
+    try:
+        os.mkdir(target)
+        for name in os.listdir(source):
+            os.symlink(os.path.join(source, name), os.path.join(target, name))
+    except OSError:
+        pass  # another process was first, or matplotlib will make its own
+
+
+seed()
+"""
 
 
 def _open_to_all(target: Path) -> None:
