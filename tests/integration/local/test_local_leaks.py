@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import re
+import signal
 import stat
 from collections import Counter
 from collections.abc import Callable
@@ -134,6 +135,21 @@ async def test_a_picod_that_does_not_start_leaves_nothing(machine: Machine, func
         before = by_kind(count(machine))
         with pytest.raises(StartFailed, match=says):
             await driver.create(machine.spec())
+        assert await driver.inventory() == []
+        await is_as(before, machine)
+
+
+async def test_a_zygote_that_is_killed_fails_no_start(machine: Machine) -> None:
+    """However many had asked it; the first to notice starts the next one, and the others ask that."""
+    async with machine.driver(spares=0) as driver:
+        await driver.destroy((await driver.create(machine.spec())).id)
+        before = by_kind(count(machine))
+        for milliseconds in (0, 20, 60):
+            creating = [asyncio.ensure_future(driver.create(machine.spec())) for _ in range(10)]
+            await asyncio.wait(creating, timeout=milliseconds / 1000, return_when=asyncio.FIRST_COMPLETED)
+            os.kill(driver._zygote.pid or 0, signal.SIGKILL)
+            for sandbox in await asyncio.gather(*creating):
+                await driver.destroy(sandbox.id)
         assert await driver.inventory() == []
         await is_as(before, machine)
 

@@ -40,13 +40,14 @@ class Birth:
         self._timeout_s = timeout_s
         self._deadline = time.monotonic() + timeout_s
         self._channel: socket.socket | None = None
+        self._asked = 0
 
     def begin(self) -> None:
         """Ask the zygote for a child. Raises DriverFailed."""
         self._channel, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with its:
             self._channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-            self._zygote.fork(its)
+            self._asked = self._zygote.fork(its)
 
     def close(self) -> None:
         """Leave it; a child that has not been told to go yet exits. Idempotent."""
@@ -65,7 +66,7 @@ class Birth:
         try:
             return self._receive("make a user namespace", UNSHARED)[1]
         except StartFailed:
-            if not self._zygote.has_died():
+            if not self._zygote.has_died(self._asked):
                 raise
         # It died with our request in its queue: nothing was born. Once more, from the next one.
         self.close()

@@ -50,6 +50,7 @@ class Zygote:
         self._extra = extra
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
+        self._generation = 0
         self._control: socket.socket | None = None
 
     @property
@@ -62,8 +63,11 @@ class Zygote:
         with self._lock:
             self._start()
 
-    def fork(self, channel: socket.socket) -> None:
-        """Begin a birth whose other end is `channel` (which stays the caller's). Raises DriverFailed."""
+    def fork(self, channel: socket.socket) -> int:
+        """Begin a birth whose other end is `channel` (which stays the caller's). Raises DriverFailed.
+
+        Returns which process was asked, for `has_died`.
+        """
         with self._lock:
             for attempt in (1, 2):
                 try:
@@ -71,17 +75,18 @@ class Zygote:
                         self._start()
                     assert self._control is not None
                     socket.send_fds(self._control, [b"fork"], [channel.fileno()])
-                    return
+                    return self._generation
                 except OSError as exc:
                     self._end()  # it died: another one, once
                     if attempt == 2:
                         raise DriverFailed(f"the zygote does not answer: {exc.strerror}") from exc
+        raise AssertionError("unreachable")
 
-    def has_died(self) -> bool:
-        """Whether it ended without being asked to; the next `fork` starts another."""
+    def has_died(self, generation: int) -> bool:
+        """Whether the process that `fork` asked has ended; the next `fork` asks another."""
         with self._lock:
-            if self._process is None:
-                return False
+            if self._process is None or generation != self._generation:
+                return True  # somebody else has noticed
             try:
                 self._process.wait(_DYING_S)  # its sockets close a moment before it can be waited for
             except subprocess.TimeoutExpired:
@@ -123,6 +128,7 @@ class Zygote:
             os.close(log)
             its.close()
         self._control = ours
+        self._generation += 1
         ours.settimeout(_START_S)
         ours.sendall(json.dumps(self._settings).encode())
         try:
