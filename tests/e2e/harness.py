@@ -117,26 +117,29 @@ def eventually(holds: Callable[[], object], *, within: float, what: str = "") ->
 
 
 def census(data_dir: Path) -> Counter[str]:
-    """What the machine holds that a sandbox could leave behind. Kernel threads count only by kind."""
+    """What the machine holds that a sandbox could leave behind.
+
+    Processes and namespaces are those of other user namespaces than ours, and processes that say
+    `agentcube`; cgroups and sockets those below a directory of that name. So what else happens on the
+    machine meanwhile does not count.
+    """
     found: Counter[str] = Counter()
+    ours = {os.readlink(ns) for ns in Path("/proc/self/ns").iterdir()}
+    namespaces: set[str] = set()
     for proc in Path("/proc").iterdir():
         if not proc.name.isdigit():
             continue
         with contextlib.suppress(OSError):
-            stat = (proc / "stat").read_text().rsplit(")", 1)[1].split()
-            if stat[1] == "2" or proc.name == "2":
-                continue  # kernel threads come and go with everybody's work
-            found["processes"] += 1
-            for ns in (proc / "ns").iterdir():
-                found[f"namespace {os.readlink(ns)}"] = 1
-    namespaces = [key for key in found if key.startswith("namespace ")]
-    for key in namespaces:
-        del found[key]
+            own = {os.readlink(ns) for ns in (proc / "ns").iterdir()}
+            foreign = os.readlink(proc / "ns" / "user") not in ours
+            if foreign or b"agentcube" in (proc / "cmdline").read_bytes():
+                found["processes"] += 1
+                namespaces |= own - ours
     found["namespaces"] = len(namespaces)
     found["mounts"] = len(Path("/proc/self/mountinfo").read_text().splitlines())
-    found["cgroups"] = sum(1 for _ in _folders(Path("/sys/fs/cgroup")))
+    found["cgroups"] = sum("agentcube" in folder.parts for folder in _folders(Path("/sys/fs/cgroup")))
     found["loop devices"] = sum(1 for _ in Path("/sys/block").glob("loop*/loop/backing_file"))
-    found["unix sockets"] = len(Path("/proc/net/unix").read_text().splitlines())
+    found["unix sockets"] = Path("/proc/net/unix").read_text().count("agentcube")
     found["runtime directories"] = sum(1 for _ in _folders(Path("/run/agentcube")))
     found["sandbox directories"] = sum(1 for _ in _folders(data_dir / "sandboxes"))
     return found

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,13 @@ async def _open_live(server: harness.Server) -> dict[str, str]:
     return contents
 
 
+def _everything_is_gone(data_dir: Path, before: Counter[str]) -> None:
+    """Whoever adopted our orphans reaps them when it pleases; the kernel ends namespaces a little later."""
+    with contextlib.suppress(AssertionError):
+        harness.eventually(lambda: harness.census(data_dir) == before, within=30)
+    assert harness.census(data_dir) == before
+
+
 def _is_gone(cube: AgentCube, session_id: str) -> bool:
     try:
         cube.sessions.get(session_id)
@@ -95,18 +104,7 @@ def test_sessions_survive_a_crash_and_nothing_is_left_behind(tmp_path: Path) -> 
     finally:
         code = server.stop()
     assert code == 0, server.log.read_text()[-4000:]
-    after = harness.census(data_dir)
-
-    def settled() -> bool:
-        # Whoever adopted our orphans reaps them when it pleases; the kernel ends namespaces a little later.
-        nonlocal after
-        after = harness.census(data_dir)
-        return after == before
-
-    try:
-        harness.eventually(settled, within=30)
-    except AssertionError:
-        assert after == before  # with a readable difference
+    _everything_is_gone(data_dir, before)
 
 
 def test_a_clean_stop_removes_every_sandbox(tmp_path: Path) -> None:
@@ -117,9 +115,7 @@ def test_a_clean_stop_removes_every_sandbox(tmp_path: Path) -> None:
         pids = harness.census(data_dir)["processes"]
         assert pids > before["processes"]
         assert cube.sessions.get(session.id).phase == "Ready"
-    harness.eventually(
-        lambda: harness.census(data_dir) == before, within=30, what=f"{harness.census(data_dir)}"
-    )
+    _everything_is_gone(data_dir, before)
     assert not os.listdir(data_dir / "sandboxes")
 
 
