@@ -33,7 +33,7 @@ def percentile(values: list[float], share: float) -> float:
 
 
 def report(name: str, times: list[float], reference: float | None = None) -> None:
-    figures = " / ".join(f"{percentile(times, share) * 1000:.1f}" for share in (0.5, 0.95, 0.99))
+    figures = " / ".join(f"{percentile(times, share) * 1000:.2f}" for share in (0.5, 0.95, 0.99))
     ratio = f"{percentile(times, 0.5) / reference:.2f}" if reference else ""
     print(f"| {name} | {len(times)} | {figures} | {ratio} |", flush=True)
 
@@ -124,6 +124,13 @@ def round_trips(rounds: int, true_ref: float) -> None:
         headers = {"x-agentcube-session-id": str(id)}
         pings = [timed(lambda: client.get(base, headers=headers)) for _ in range(rounds * 10)]
         report("PicoD health through the Router", pings)
+        missing = [timed(lambda: client.get("/v1/sessions/none")) for _ in range(rounds)]
+        report("404 of the manager through the Router, back to back", missing)
+        paced = []
+        for _ in range(rounds // 2):
+            time.sleep(0.3)
+            paced.append(timed(lambda: client.get("/v1/sessions/none")))
+        report("the same, one each 0.3 s: what waking idle processors costs", paced)
         delete(client, id)
 
 
