@@ -50,6 +50,7 @@ format: $(STAMP)  ## Format the code
 
 bench: $(STAMP)  ## Measure; the figures go to benchmarks/RESULTS.md by hand, with command and machine
 	$(BIN)/python -m benchmarks.sessions
+	$(BIN)/python -m benchmarks.store
 	$(BIN)/python -m benchmarks.router
 
 docs: $(STAMP)  ## Make what is generated from code again: reference pages, the SDK's sync half
