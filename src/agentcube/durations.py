@@ -31,7 +31,7 @@ def parse_duration(text: str) -> float:
     Raises:
         ValueError: the text is no such duration; the message quotes it and is fit for users.
     """
-    shown = repr(text[:_TEXT_MAX]) if isinstance(text, str) else repr(type(text).__name__)
+    shown = _shown(text)
     wrong = ValueError(f'invalid duration {shown}: write numbers with units, such as "90s" or "1h30m"')
     if not isinstance(text, str) or not text or len(text) > _TEXT_MAX:
         raise wrong
@@ -54,6 +54,14 @@ def parse_duration(text: str) -> float:
     if total > _NS_MAX:
         raise ValueError(f"invalid duration {shown}: it is longer than 292 years")
     return total / 1e9
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, str):
+        return repr(value[:_TEXT_MAX])
+    if value is None or isinstance(value, float) or (isinstance(value, int) and abs(value) <= _NS_MAX):
+        return repr(value)
+    return f"of type {type(value).__name__}"
 
 
 def format_duration(seconds: float) -> str:

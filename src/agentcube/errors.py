@@ -24,7 +24,7 @@ class AgentCubeError(Exception):
     retryable: ClassVar[bool] = False
 
     def __init__(self, detail: str = "", /, **context: Context) -> None:
-        self.detail = detail or self.title
+        self.detail: str = detail or self.title
         self.context = context
         super().__init__(self.detail)
 
@@ -83,6 +83,18 @@ class NoCommand(NotFound):
     code, title = "no_command", "No command"
 
 
+class ProcessNotFound(NotFound):
+    """No such process in the session, or its record is no longer kept."""
+
+    code, title = "process_not_found", "Process not found"
+
+
+class KernelNotFound(NotFound):
+    """No such kernel in the session, or no such execution in the kernel."""
+
+    code, title = "kernel_not_found", "Kernel not found"
+
+
 class MethodNotAllowed(AgentCubeError):
     """The path exists and does not take this method."""
 
@@ -129,6 +141,72 @@ class AlreadyExists(Conflict):
     """A record of that name or id exists."""
 
     code, title = "already_exists", "Already exists"
+
+
+class StdinClosed(Conflict):
+    """The process reads no more: its standard input was closed, or it was started without one."""
+
+    code, title = "stdin_closed", "Standard input closed"
+
+
+class NotATerminal(Conflict):
+    """The process was started without a terminal, so there is none to resize."""
+
+    code, title = "not_a_terminal", "Not a terminal"
+
+
+class ProcessEnded(Conflict):
+    """The process has ended: it takes neither input nor signals."""
+
+    code, title = "process_ended", "Process ended"
+
+
+class KernelBusy(Conflict):
+    """The kernel executes something else; try again, wait in line, or interrupt it."""
+
+    code, title, retryable = "kernel_busy", "Kernel busy", True
+
+
+class KernelDead(Conflict):
+    """The kernel has died, its variables with it; restart it."""
+
+    code, title = "kernel_dead", "Kernel dead"
+
+
+class KernelExists(Conflict):
+    """A kernel of that id exists with another language."""
+
+    code, title = "kernel_exists", "Kernel exists"
+
+
+class IdempotencyConflict(Conflict):
+    """The idempotency key was used with another body before."""
+
+    code, title = "idempotency_conflict", "Idempotency key used for something else"
+
+
+class FileExists(Conflict):
+    """There is something at that path already."""
+
+    code, title = "file_exists", "File exists"
+
+
+class NotEmpty(Conflict):
+    """The directory holds something, and deleting it was not asked to be recursive."""
+
+    code, title = "not_empty", "Directory not empty"
+
+
+class SessionBusy(Conflict):
+    """Requests of the session are under way, so it stays awake."""
+
+    code, title, retryable = "session_busy", "Session is in use", True
+
+
+class SuspendUnsupported(Conflict):
+    """Nothing on this machine can suspend the session's sandbox."""
+
+    code, title = "suspend_unsupported", "Cannot suspend here"
 
 
 class LimitExceeded(AgentCubeError):
@@ -183,6 +261,18 @@ class SessionFailed(AgentCubeError):
     """The session ended in Failed; `detail` carries its reason."""
 
     code, status, title = "session_failed", 502, "Session failed"
+
+
+class WakeFailed(AgentCubeError):
+    """The session sleeps and could not be woken. It is kept as it is; a later request tries again."""
+
+    code, status, title, retryable = "wake_failed", 503, "Session did not wake", True
+
+
+class SuspendFailed(AgentCubeError):
+    """The session could not be suspended. It is awake."""
+
+    code, status, title, retryable = "suspend_failed", 503, "Session was not suspended", True
 
 
 class DriverFailed(AgentCubeError):

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from agentcube.errors import AgentCubeError, SandboxUnavailable
 from agentcube.sdk._core.errors import (
+    CellFailed,
     ClientClosed,
     CommandExecutionError,
     ConnectFailed,
     ConnectionLost,
     InvalidArgument,
     NotConfigured,
+    StreamReplaced,
     TimedOut,
     TransferIncomplete,
     UnexpectedAnswer,
@@ -20,6 +22,7 @@ from agentcube.sdk._core.errors import (
 
 __all__ = [
     "AgentCubeError",
+    "CellFailed",
     "ClientClosed",
     "CommandExecutionError",
     "ConnectFailed",
@@ -28,6 +31,7 @@ __all__ = [
     "InvalidArgument",
     "NotConfigured",
     "SessionError",
+    "StreamReplaced",
     "TimedOut",
     "TransferIncomplete",
     "UnexpectedAnswer",

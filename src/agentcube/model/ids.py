@@ -28,11 +28,12 @@ def new_sandbox_id() -> SandboxId:
     return SandboxId("sb-" + _token(_SANDBOX_BYTES))
 
 
-def sandbox_id_for(session: SessionId) -> SandboxId:
-    """The id of the sandbox that is started for `session` itself, the same each time it is asked.
+def sandbox_id_for(session: SessionId, attempt: int = 1) -> SandboxId:
+    """The id of the sandbox that the `attempt`-th start makes for `session` itself, the same each time it is asked.
 
-    So a start that a crash interrupted can be found and undone without anything more on record.
-    It does not reveal the session's id.
+    So a start that a crash interrupted can be found and undone without anything more on record, and one
+    that goes on after another took its place can do no harm to that. It does not reveal the session's id.
     """
-    digest = hashlib.sha256(b"agentcube sandbox of " + session.encode("utf-8")).digest()
+    name = session if attempt == 1 else f"{session} {attempt}"
+    digest = hashlib.sha256(b"agentcube sandbox of " + name.encode("utf-8")).digest()
     return SandboxId("sb-" + base64.b32encode(digest[:_SANDBOX_BYTES]).decode("ascii").lower())

@@ -32,8 +32,8 @@ class Trigger(StrEnum):
     ANSWER = "answer"  # the sandbox is bound and answers
     SUSPEND = "suspend"
     SUSPENDED = "suspended"
-    REVIVE = "revive"  # traffic arrived before the suspension was done
-    RESUME = "resume"
+    REVIVE = "revive"  # there was activity before the suspension was done, or it could not be done
+    RESUME = "resume"  # a request came, or somebody asked; also while the session falls asleep
     RESUMED = "resumed"
     RESUME_FAILED = "resume_failed"  # the session is kept asleep
     FAIL = "fail"
@@ -49,12 +49,19 @@ LIVE = frozenset({P.PENDING, P.RUNNING, P.READY, P.PAUSING, P.PAUSED, P.RESUMING
 IDLE = frozenset({P.READY, P.PAUSED, P.FAILED})
 """Phases in which only the passing of time will change the session."""
 
+MOVING = frozenset({P.PENDING, P.RUNNING, P.PAUSING, P.RESUMING, P.DELETING})
+"""Phases that somebody is to end by acting on the sandbox."""
+
+ASLEEP = frozenset({P.PAUSING, P.PAUSED})
+"""Phases in which the sandbox may stand still and nobody has asked yet for it to go on."""
+
 TRANSITIONS: dict[tuple[Phase, Trigger], Phase] = {
     (P.PENDING, T.PROVISION): P.RUNNING,
     (P.RUNNING, T.ANSWER): P.READY,
     (P.READY, T.SUSPEND): P.PAUSING,
     (P.PAUSING, T.SUSPENDED): P.PAUSED,
     (P.PAUSING, T.REVIVE): P.READY,
+    (P.PAUSING, T.RESUME): P.RESUMING,
     (P.PAUSED, T.RESUME): P.RESUMING,
     (P.RESUMING, T.RESUMED): P.READY,
     (P.RESUMING, T.RESUME_FAILED): P.PAUSED,

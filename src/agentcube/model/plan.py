@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import assert_never
 
 from agentcube.model.lifecycle import IDLE, Phase
-from agentcube.model.session import Session
+from agentcube.model.session import ASKED, Session, idle_deadline, sleep_deadline, was_used
 
 
 class Seen(StrEnum):
@@ -36,7 +36,12 @@ class Bind:
 
 @dataclass(frozen=True, slots=True)
 class Suspend:
-    """Ask the driver to suspend, then `suspended` (or `revive` when traffic came)."""
+    """Ask the driver to suspend, then `suspended` (or undo it and `revive` when it could not)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Revive:
+    """The session was used after all: see to it that nothing of it is suspended, then `revive`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +83,9 @@ class Rest:
     """Nothing to do before the session's `due_at`."""
 
 
-Action = Launch | Bind | Suspend | Resume | BeginSuspend | BeginDelete | Fail | Destroy | Release | Rest
+Action = (
+    Launch | Bind | Suspend | Revive | Resume | BeginSuspend | BeginDelete | Fail | Destroy | Release | Rest
+)
 
 
 def plan(session: Session, seen: Seen, *, now: datetime, can_suspend: bool) -> Action:
@@ -105,8 +112,10 @@ def plan(session: Session, seen: Seen, *, now: datetime, can_suspend: bool) -> A
 def _when_over(session: Session, now: datetime) -> BeginDelete | None:
     if now >= session.expires_at:
         return BeginDelete("ttl_expired")
-    if session.phase in IDLE and now >= session.last_activity_at + session.idle_timeout:
+    if session.phase in IDLE and now >= idle_deadline(session):
         return BeginDelete("idle_timeout")
+    if session.answer_by is not None and now >= session.answer_by:
+        return BeginDelete("abandoned")
     return None
 
 
@@ -123,11 +132,8 @@ def _plan_live(session: Session, seen: Seen, *, now: datetime, can_suspend: bool
         case Phase.RUNNING:
             return Bind()
         case Phase.PAUSING:
-            return Suspend()
+            return Revive() if session.reason != ASKED and was_used(session, now) else Suspend()
         case Phase.RESUMING:
             return Resume()
-    after = session.suspend_after
-    asleep = after is not None and now >= session.last_activity_at + after
-    if session.phase is Phase.READY and can_suspend and asleep:
-        return BeginSuspend()
-    return Rest()
+    asleep = sleep_deadline(session) if session.phase is Phase.READY and can_suspend else None
+    return Rest() if asleep is None or now < asleep else BeginSuspend()

@@ -31,11 +31,15 @@ class Resources:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Port:
-    """A TCP port that something in the sandbox serves HTTP on. `path_prefix` "" or "/" matches every path."""
+    """A TCP port that something in the sandbox serves HTTP on. `path_prefix` "" or "/" matches every path.
+
+    `passes_credentials`: invocations bring their callers' own `Authorization`, which the sandbox then has.
+    """
 
     port: int
     path_prefix: str = "/"
     name: str = ""
+    passes_credentials: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +58,8 @@ class SandboxSpec:
     `image` is `host`, `dir:/abs/path` or `tar:/abs/path`. `environment` names the Python
     environment of `image: host` ("" for none). `command` () means that only PicoD runs; otherwise
     PicoD starts it. `public_keys` are PEM blocks whose tokens PicoD trusts. `labels` are kept with
-    the sandbox so that it can be told apart when the store was lost.
+    the sandbox so that it can be told apart when the store was lost. `patient`: who asks would rather
+    wait some seconds than have a sandbox that starts kernels slowly; pools are.
     """
 
     id: SandboxId
@@ -69,6 +74,7 @@ class SandboxSpec:
     isolation: Isolation = Isolation.NAMESPACE
     public_keys: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
+    patient: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +98,7 @@ class Sandbox:
     """A sandbox that exists: the driver's recovery token and what users may know of it.
 
     `handle` is opaque text, versioned by the driver that wrote it and read by nobody else.
+    `others` is how a TCP port is reached that is not in `ports`, but for its number; None: not at all.
     `facts` is the isolation report (`limits: cgroup|rlimit`, `quota: hard|soft`, `uid: range|single`,
     `landlock: 7`, `workspace: disk|memory`, …), shown with the session.
     """
@@ -102,4 +109,5 @@ class Sandbox:
     isolation: Isolation
     picod: Endpoint
     ports: Mapping[int, Endpoint] = field(default_factory=dict)
+    others: Endpoint | None = None
     facts: Mapping[str, str] = field(default_factory=dict)

@@ -16,8 +16,11 @@ from agentcube.ports.tokens import Subject
 class ControlPlane(Protocol):
     """Creates and wakes sessions for the Router, and looks again at one that does not answer."""
 
-    async def create_for(self, template: TemplateKey, subject: Subject) -> Session:
+    async def create_for(self, template: TemplateKey, subject: Subject, *, key: str = "") -> Session:
         """A new Ready session of `template`, owned by `subject`; waits for it, with a deadline.
+
+        `key`: an idempotency key of the subject's, if not empty; then it may be the session that an earlier
+        call with it made. Raises Conflict when that has ended.
 
         A session that ended up Failed is returned too (the client must get its id); raises
         TemplateNotFound, CapacityExhausted, StartTimedOut, Unavailable when there is no session.
@@ -25,7 +28,10 @@ class ControlPlane(Protocol):
         ...
 
     async def wake(self, id: SessionId) -> Session:
-        """The session, Ready, resumed if it slept; concurrent calls share one resume. SessionNotFound."""
+        """The session, Ready, resumed if it slept or was falling asleep; concurrent calls share one resume.
+
+        Raises SessionNotFound, WakeFailed (it is kept asleep), and what a Failed session stands for.
+        """
         ...
 
     async def suspect(self, id: SessionId) -> Session:

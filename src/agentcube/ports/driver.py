@@ -15,10 +15,15 @@ from agentcube.model.sandbox import Isolation, Sandbox, SandboxSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """What a driver can do on this machine, as data. `facts` is for people (`agentcube doctor`)."""
+    """What a driver can do on this machine, as data. `facts` is for people (`agentcube doctor`).
+
+    `suspend`: the driver is `Suspendable` and has tried that it works here; otherwise `cannot_suspend`
+    says why not. The tier is the fact `sleep` of every sandbox: `frozen`, or `none`.
+    """
 
     isolation: Isolation
     suspend: bool = False
+    cannot_suspend: str = "this driver cannot suspend sandboxes"
     facts: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -80,7 +85,10 @@ class SandboxDriver(Protocol):
         ...
 
     async def adopt(self, sandbox: Sandbox) -> Seen:
-        """Take the sandbox over after our own restart; ALIVE only when its PicoD answers."""
+        """Take the sandbox over after our own restart.
+
+        ALIVE only when its PicoD answers, or when it is suspended: then it cannot, and stays as it is.
+        """
         ...
 
     async def inventory(self) -> Sequence[tuple[SandboxId, Mapping[str, str]]]:
@@ -98,12 +106,28 @@ class SandboxDriver(Protocol):
 
 @runtime_checkable
 class Suspendable(Protocol):
-    """A driver whose `Capabilities.suspend` is true. Both calls are idempotent."""
+    """A driver that can suspend, where its `Capabilities.suspend` is true.
 
-    async def suspend(self, sandbox: Sandbox) -> Sandbox:
-        """Stop its processes, keeping their state; the returned record replaces the old one."""
+    Both calls are idempotent, and may come when an earlier one has an unknown outcome or our process
+    was restarted: what a sandbox is, the driver finds out by itself. The record that is returned
+    replaces the old one; either may be given to any call. A sandbox that is gone is `Unreachable`.
+
+    `fence` grows with what is wanted of a sandbox. A call with a smaller one than another call had is
+    late (its caller was held up while somebody else took over) and is refused: `Conflict`. For a driver
+    that several processes use it must hold among all of them.
+    """
+
+    async def suspend(self, sandbox: Sandbox, *, fence: int) -> Sandbox:
+        """Return once all of its processes stand still, with their state, sockets and files.
+
+        Connections to it are accepted or not, and not answered. It is still ALIVE and can be
+        destroyed. After an error the sandbox is awake, asleep or in between: `resume` puts it right.
+        """
         ...
 
-    async def resume(self, sandbox: Sandbox) -> Sandbox:
-        """Let its processes go on, from exactly where they were."""
+    async def resume(self, sandbox: Sandbox, *, fence: int) -> Sandbox:
+        """Return once its processes go on, from exactly where they were. No error when they do already.
+
+        Also where nothing can suspend.
+        """
         ...

@@ -50,48 +50,38 @@ class Reservation:
     expires_at: datetime
 
 
-class SessionStore(Protocol):
-    """Sessions, their deadlines and their activity."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quota:
+    """How many sessions there may be once a new one is added: in all, and of its owner. None: any number."""
+
+    total: int | None = None
+    owner: int | None = None
+
+
+UNBOUNDED = Quota()
+
+
+class KeyTaken(Exception):
+    """The idempotency key of a new session stands for another one already: `reservation` says which."""
+
+    def __init__(self, reservation: Reservation) -> None:
+        super().__init__(f"the key stands for session {reservation.session_id}")
+        self.reservation = reservation
+
+
+class SessionTable(Protocol):
+    """What a Router needs of a store: sessions by their ids, word of their changes, and a place to note activity."""
 
     async def get(self, id: SessionId) -> Session:
         """The session with its newest known `last_activity_at`. Raises SessionNotFound."""
         ...
 
     def peek(self, id: SessionId) -> Session | None:
-        """What this process already knows of the session, without I/O; None is not 'absent'."""
-        ...
+        """What this process already knows of the session, without I/O; None is not 'absent'.
 
-    async def list(self, query: SessionQuery) -> Page:
-        """Matching sessions by creation time. Raises Invalid for a cursor that is not ours."""
-        ...
-
-    async def insert(self, session: Session) -> Session:
-        """Store a new session at revision 1. Raises AlreadyExists."""
-        ...
-
-    async def replace(self, session: Session) -> Session:
-        """Compare-and-swap: `session.revision` is the one that was read; returns it grown by one.
-
-        Ends any lease on the session. Raises StaleRevision, or SessionNotFound.
+        Its `last_activity_at` may lag. A shared store that cannot be reached goes on telling what it
+        knew, for a bounded time.
         """
-        ...
-
-    async def delete(self, id: SessionId, *, revision: int) -> None:
-        """Forget the session. Raises StaleRevision; a session that is absent is no error."""
-        ...
-
-    async def lease_due(
-        self, *, now: datetime, owner: str, lease: timedelta, limit: int
-    ) -> Sequence[Session]:
-        """Sessions with `due_at <= now` that nobody else has leased, earliest `due_at` first.
-
-        A lease hides its session from other owners until it ends or the session is replaced; the
-        same owner sees it again only after that too. At most `limit`.
-        """
-        ...
-
-    async def next_due(self) -> datetime | None:
-        """The earliest `due_at` of any session, leased or not; None when there is none."""
         ...
 
     async def touch(self, activity: Mapping[SessionId, datetime]) -> None:
@@ -109,8 +99,45 @@ class SessionStore(Protocol):
         """
         ...
 
-    async def reserve(self, reservation: Reservation, *, now: datetime) -> Reservation:
-        """Put the reservation, or return the unexpired one that has its key. One atomic step."""
+
+class SessionStore(SessionTable, Protocol):
+    """Sessions, their deadlines and their activity."""
+
+    async def list(self, query: SessionQuery) -> Page:
+        """Matching sessions by creation time. Raises Invalid for a cursor that is not ours."""
+        ...
+
+    async def insert(
+        self, session: Session, *, quota: Quota = UNBOUNDED, reservation: Reservation | None = None
+    ) -> Session:
+        """Store a new session at revision 1, and the `reservation` of its key with it. One atomic step.
+
+        Raises KeyTaken while one of that key is on record that expires after the session's `created_at`;
+        AlreadyExists; CapacityExhausted or LimitExceeded when the quota is used up in all or by its owner.
+        Every session counts until it is deleted. Whatever is raised, nothing was changed.
+        """
+        ...
+
+    async def replace(self, session: Session, *, relaxed: bool = False) -> Session:
+        """Compare-and-swap: `session.revision` is the one that was read; returns it grown by one.
+
+        Ends any lease on the session. `relaxed`: a crash within the next moment may undo it, for what
+        is found out again then; readers see it all the same. Raises StaleRevision, or SessionNotFound.
+        """
+        ...
+
+    async def delete(self, id: SessionId, *, revision: int) -> None:
+        """Forget the session. Raises StaleRevision; a session that is absent is no error."""
+        ...
+
+    async def lease_due(
+        self, *, now: datetime, owner: str, lease: timedelta, limit: int
+    ) -> Sequence[Session]:
+        """Sessions with `due_at <= now` that nobody else has leased, earliest `due_at` first.
+
+        A lease hides its session from other owners until it ends or the session is replaced; the
+        same owner sees it again only after that too. At most `limit`.
+        """
         ...
 
 
@@ -121,6 +148,10 @@ class PoolStore(Protocol):
         """Insert or update an entry by id. Raises Conflict when a session already has that sandbox."""
         ...
 
+    async def update_warm(self, entry: WarmSandbox) -> bool:
+        """Update an entry that is still there; False when somebody took it out, and then nothing changed."""
+        ...
+
     async def list_warm(self, template: TemplateKey | None = None) -> Sequence[WarmSandbox]:
         """Entries of one template, or all, oldest first."""
         ...
@@ -129,12 +160,21 @@ class PoolStore(Protocol):
         """Take an entry out; False when it was not there (someone claimed or removed it)."""
         ...
 
-    async def claim_warm(self, session: Session) -> Session | None:
+    async def claim_warm(
+        self, session: Session, *, quota: Quota = UNBOUNDED, reservation: Reservation | None = None
+    ) -> Session | None:
         """Bind the oldest READY entry of the session's template and generation, and insert the session.
 
         One atomic step: the returned session carries the entry's sandbox and `from_pool=True`, is
         stored at revision 1, and the entry is gone. None when there is no such entry: then nothing
-        changed. Raises AlreadyExists for the session's id.
+        changed. `reservation` and what is raised are as with `insert`.
+        """
+        ...
+
+    def pool_changes(self) -> AsyncIterator[None]:
+        """An item after pool entries or templates changed, as a hint: many changes may be one, or none.
+
+        Subscribed from the call on. Holds no queue.
         """
         ...
 
@@ -165,8 +205,20 @@ class TemplateStore(Protocol):
         ...
 
 
-class Store(SessionStore, PoolStore, TemplateStore, Protocol):
-    """All three, from one place, so that a claim can be one step."""
+class RoleStore(Protocol):
+    """Who of several processes does what one of them is to do. Need not outlive a store of one process."""
+
+    async def lease_role(self, role: str, *, owner: str, now: datetime, lease: timedelta) -> bool:
+        """Have the role until `now + lease`, anew or for longer; False while another owner has it."""
+        ...
+
+    async def leave_role(self, role: str, *, owner: str) -> None:
+        """Let somebody else have it at once. Somebody else's is left alone."""
+        ...
+
+
+class Store(SessionStore, PoolStore, TemplateStore, RoleStore, Protocol):
+    """All of them, from one place, so that a claim can be one step."""
 
     async def check(self) -> None:
         """Return when the store can be read and written; raises StoreFailed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Protocol
 
 from agentcube.model.ids import SandboxId, SessionId
@@ -11,8 +11,9 @@ from agentcube.model.ids import SandboxId, SessionId
 ISSUER_ROUTER = "agentcube-router"
 ISSUER_MANAGER = "agentcube-manager"
 AUDIENCE_MANAGER = "agentcube-manager"
+AUDIENCE_SHARE = "agentcube-share"
 TOKEN_LIFETIME = timedelta(minutes=5)
-"""Lifetime of every token we sign (the contract with PicoD, docs/reference/tokens.md)."""
+"""Lifetime of every token we sign but share links' (the contract with PicoD, docs/reference/tokens.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,28 @@ class Signer(Protocol):
 
     def for_manager(self, subject: Subject) -> str:
         """`iss=agentcube-router aud=agentcube-manager sub admin iat exp`: a client's request, vouched for."""
+        ...
+
+    def for_link(self, session: SessionId, port: int, key: str, expires_at: datetime) -> str:
+        """`iss=agentcube-manager aud=agentcube-share session_id port key iat exp`: a share link's token."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """What a share link's token says: `key` is the one of the exposure, times are seconds since the epoch."""
+
+    session: SessionId
+    port: int
+    key: str
+    expires: float
+
+
+class LinkVerifier(Protocol):
+    """Verifies what `Signer.for_link` made, but for its time."""
+
+    def link(self, token: str) -> Link:
+        """Raises Unauthenticated. Costs a public-key operation: remember what it says."""
         ...
 
 

@@ -9,7 +9,7 @@ from agentcube.model.ids import SandboxId, SessionId, new_sandbox_id, new_sessio
 from agentcube.model.lifecycle import Phase
 from agentcube.model.pool import WarmSandbox, WarmState
 from agentcube.model.sandbox import Endpoint, HostMount, Isolation, Port, Resources, Sandbox
-from agentcube.model.session import Session
+from agentcube.model.session import Hold, PhaseChange, Session
 from agentcube.model.template import AuthMode, Kind, Template, TemplateKey, WarmPool
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -69,6 +69,7 @@ def full_sandbox() -> Sandbox:
         isolation=Isolation.GVISOR,
         picod=Endpoint(scheme="tcp", path="/run/picod.sock", host="10.0.0.7", port=8080),
         ports={8000: Endpoint(scheme="passed", path="/run/control.sock", host="h", port=8000)},
+        others=Endpoint(scheme="passed", path="/run/control.sock", host="h", port=1),
         facts={"limits": "cgroup", "quota": "hard"},
     )
 
@@ -90,9 +91,16 @@ def full_session(**fields: Any) -> Session:
         "metadata": {"a": "1", "☃": ""},
         "env": {"PATH": "/bin"},
         "resources": full_resources(),
-        "routes": (Port(port=8000, path_prefix="/api", name="http"),),
+        "routes": (Port(port=8000, path_prefix="/api", name="http", passes_credentials=True),),
+        "exposed": {3000: "key"},
         "sandbox": full_sandbox(),
         "due_at": NOW + timedelta(seconds=9),
+        "history": (PhaseChange(seq=4, phase=Phase.READY, at=NOW, reason="woke", message="☃"),),
+        "hold": Hold(owner="me", until=NOW + timedelta(seconds=3)),
+        "attempt": 2,
+        "keyed": True,
+        "joined": True,
+        "answer_by": NOW + timedelta(seconds=60),
         "revision": 5,
     }
     return sample_session(**(values | fields))
@@ -114,7 +122,7 @@ def full_template(key: TemplateKey = KEY) -> Template:
         command=("/bin/serve", "--port", "8000"),
         working_dir="/srv",
         env={"A": "1"},
-        ports=(Port(port=8000, path_prefix="/api", name="http"),),
+        ports=(Port(port=8000, path_prefix="/api", name="http", passes_credentials=True),),
         mounts=(HostMount(source="/data", target="/mnt/data", read_only=False),),
         resources=full_resources(),
         isolation=Isolation.MICROVM,

@@ -6,7 +6,7 @@ Part A are the names of the Go system, which its clients send and read; part B a
 from __future__ import annotations
 
 import json
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -130,6 +130,42 @@ class PatchSession(_Asked):
     metadata: MetadataPatch | None = None
 
 
+class CreateShare(_Asked):
+    """A link to be made."""
+
+    port: Annotated[int, Field(ge=1, le=65535, description="A TCP port inside the sandbox.")]
+    ttl: Annotated[
+        Seconds, Field(description="Of the link: 30 days at most, and never beyond its session.")
+    ] = timedelta(hours=1)
+
+
+class ShareBody(_Answered):
+    """A share link. Whoever has `url` has the port: treat it as a password."""
+
+    port: int
+    url: Annotated[str | None, Field(description="null where ports have no host names.")]
+    token: str
+    expires_at: datetime
+
+
+class PortBody(_Answered):
+    """A port of a session that may be reached."""
+
+    port: int
+    name: str
+    declared: Annotated[bool, Field(description="By the session's template; others were exposed.")]
+    path: Annotated[str, Field(description="Where the owner's programs reach it.")]
+    url: Annotated[
+        str | None, Field(description="Its own origin, for browsers; null where ports have no host names.")
+    ]
+
+
+class PortPage(_Answered):
+    """A session's ports, in order."""
+
+    items: list[PortBody]
+
+
 class SandboxBody(_Answered):
     """A session's sandbox: who made it, how isolated it is, and what this machine could do for it."""
 
@@ -167,8 +203,14 @@ class SessionBody(_Answered):
     generation: int
     owner: str
     phase: PhaseName
+    phase_since: datetime
     reason: str
     message: str
+    sleep: Annotated[str | None, Field(description="The tier it sleeps in (`frozen`); null while awake.")]
+    stays_awake: Annotated[
+        str | None,
+        Field(description="Why `suspend_after` has no effect here; null when it has, or is not set."),
+    ]
     created_at: datetime
     last_activity_at: datetime
     expires_at: datetime
@@ -182,6 +224,31 @@ class SessionBody(_Answered):
     endpoints: EndpointsBody
     usage: UsageBody | None
     revision: int
+
+
+class PhaseEvent(_Answered):
+    """Event `phase` of a session's events: it came to this phase. `seq` counts its changes, from 1."""
+
+    event: Literal["phase"] = "phase"
+    seq: int
+    phase: PhaseName
+    reason: str
+    message: str
+    at: datetime
+
+
+class GapEvent(_Answered):
+    """Event `gap`: the changes `from` to `to` are not on record any more; null: at least one."""
+
+    event: Literal["gap"] = "gap"
+    first: Annotated[int, Field(alias="from")]
+    last: Annotated[int | None, Field(alias="to")]
+
+
+class PingEvent(_Answered):
+    """Event `ping`: nothing happened for 15 s."""
+
+    event: Literal["ping"] = "ping"
 
 
 class SessionPage(_Answered):

@@ -50,12 +50,17 @@ class ObjectMeta(_Kubernetes):
 
 
 class TargetPort(_Ours):
-    """A port that the sandbox serves; requests go to the longest matching prefix."""
+    """A port that the sandbox serves; requests go to the longest matching prefix.
+
+    `passCredentials` is ours: invocations bring their callers' own `Authorization` header, so only for
+    agents that are trusted with their callers' API keys. Otherwise it is the Router's own token.
+    """
 
     path_prefix: str = ""
     name: str = ""
     port: Annotated[int, Field(ge=1, le=65535)]
     protocol: Literal["HTTP", "HTTPS"] = "HTTP"
+    pass_credentials: bool = False
 
     @model_validator(mode="after")
     def _prefix_is_a_path(self) -> TargetPort:

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from agentcube.errors import InvalidTransition
 from agentcube.model.lifecycle import IDLE, LIVE, TRANSITIONS, Phase, Trigger, advance
-from agentcube.model.session import Session, is_live, next_deadline
+from agentcube.model.session import HISTORY_MAX, PhaseChange, Session, is_live, next_deadline
 from agentcube.testing.samples import NOW, sample_session
 
 # Written out once more, from the API's words and not from the table, so that a slip in one shows.
@@ -29,6 +29,7 @@ LEGAL = """
     Ready    delete        Deleting
     Pausing  suspended     Paused
     Pausing  revive        Ready
+    Pausing  resume        Resuming
     Pausing  fail          Failed
     Pausing  delete        Deleting
     Paused   resume        Resuming
@@ -118,7 +119,26 @@ def _reachable(phase: Phase) -> set[Phase]:
     return seen
 
 
-def test_idle_time_counts_from_the_last_activity_and_is_never_negative() -> None:
-    session = sample_session()
-    assert session.idle_s(NOW + timedelta(seconds=5)) == 5.0
-    assert session.idle_s(NOW - timedelta(seconds=5)) == 0.0
+def test_a_session_keeps_its_latest_phase_changes_with_time_and_reason() -> None:
+    session = sample_session().chronicled(NOW)
+    at = NOW + timedelta(seconds=5)
+    failed = session.advanced(Trigger.FAIL, reason="why", message="so").chronicled(at)
+    assert failed.history == (
+        PhaseChange(seq=1, phase=Phase.PENDING, at=NOW),
+        PhaseChange(seq=2, phase=Phase.FAILED, at=at, reason="why", message="so"),
+    )
+    assert failed.phase_since == at
+    assert replace(failed, message="other").chronicled(at + timedelta(1)).history == failed.history
+
+
+def test_what_a_session_keeps_of_its_changes_is_bounded_and_has_no_gaps() -> None:
+    session = sample_session(phase=Phase.READY).chronicled(NOW)
+    for _ in range(HISTORY_MAX):
+        for trigger in (Trigger.SUSPEND, Trigger.SUSPENDED, Trigger.RESUME, Trigger.RESUMED):
+            session = session.advanced(trigger).chronicled(NOW)
+    last = 1 + 4 * HISTORY_MAX
+    assert [change.seq for change in session.history] == list(range(last + 1 - HISTORY_MAX, last + 1))
+
+
+def test_a_record_without_history_came_to_its_phase_when_it_was_made() -> None:
+    assert sample_session().phase_since == NOW
