@@ -10,7 +10,7 @@ import re
 from typing import Union
 
 from agentcube.http1.errors import ProtocolError
-from agentcube.http1.fields import HOP_BY_HOP, parse_field
+from agentcube.http1.fields import HOP_BY_HOP, TOKEN, parse_field
 from agentcube.http1.heads import CHUNKED, HEADERS_MAX, UNTIL_CLOSE
 
 CHUNK_LINE_MAX = 1024
@@ -32,8 +32,13 @@ FORBIDDEN_TRAILERS = HOP_BY_HOP | {
 }
 """Fields that frame, route or authorise may not come as trailers (RFC 9110 §6.5.1)."""
 
+# Extensions to the letter (RFC 9112 §7.1.1) and without white space: parsers that disagree about what else
+# may stand there can be made to disagree about where the line ends.
+_QUOTED = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
+_EXTENSION = rb"(?:;" + TOKEN + rb"(?:=(?:" + TOKEN + rb"|" + _QUOTED + rb"))?)*"
 # 15 hexadecimal digits fit a signed 64-bit integer.
-_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;[\t -~\x80-\xff]*)?\r\n").fullmatch
+_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})" + _EXTENSION + rb"\r\n").fullmatch
+_PLAIN_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})\r\n").match  # what nearly all chunks begin with
 _SIZE_START = re.compile(rb"[0-9A-Fa-f]{0,15}(?:(?<=[0-9A-Fa-f]);[\t -~\x80-\xff]*)?\r?").fullmatch
 
 _SIZE, _DATA, _DATA_END, _TRAILER, _DONE = range(5)
@@ -106,6 +111,10 @@ class ChunkedBody:
         """
         position, end = 0, len(data)
         while position < end and self._state != _DONE:
+            if self._state == _SIZE and not self._line:
+                position = self._whole_chunks(data, position, payload)
+                if position == end or self._state == _DONE:
+                    break
             if self._state == _DATA:
                 taken = min(self._left, end - position)
                 if payload is not None:
@@ -124,6 +133,21 @@ class ChunkedBody:
                 line, self._line = self._line + line, b""
             position = newline + 1
             self._on_line(line)
+        return position
+
+    def _whole_chunks(self, data: bytes, position: int, payload: list[bytes] | None) -> int:
+        """Pass over chunks that are plain and all here, and over the end; return where that stops."""
+        while (match := _PLAIN_SIZE(data, position)) is not None:
+            start, size = match.end(), int(match.group(1), 16)
+            behind = start + size
+            if data[behind : behind + 2] != b"\r\n":
+                break
+            if payload is not None and size:
+                payload.append(data[start:behind])
+            position = behind + 2
+            if not size:
+                self._state = _DONE
+                break
         return position
 
     def _keep(self, part: bytes) -> None:
