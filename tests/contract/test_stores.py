@@ -7,10 +7,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from tests.redis_servers import fresh_settings
 
 from agentcube.ports.store import Store
 from agentcube.stores.memory import MemoryStore
+from agentcube.stores.redis.address import parse_address
+from agentcube.stores.redis.store import RedisStore
 from agentcube.stores.sqlite import SqliteStore
+from agentcube.testing.redis_server import RedisServer
 from agentcube.testing.store_contract import DurableStoreContract, StoreContract
 from agentcube.testing.store_suite import OpenStore
 
@@ -29,3 +33,10 @@ class TestSqliteStore(DurableStoreContract):
     @pytest.fixture
     def open_store(self, tmp_path: Path) -> OpenStore:
         return lambda: SqliteStore.open(tmp_path / "store.sqlite3")
+
+
+class TestRedisStore(DurableStoreContract):
+    @pytest.fixture
+    def open_store(self, redis_server: RedisServer) -> OpenStore:
+        settings = fresh_settings()
+        return lambda: RedisStore.open(parse_address(redis_server.url), settings)

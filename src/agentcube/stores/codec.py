@@ -18,7 +18,7 @@ from agentcube.model.ids import SandboxId, SessionId
 from agentcube.model.lifecycle import Phase
 from agentcube.model.pool import WarmSandbox, WarmState
 from agentcube.model.sandbox import Endpoint, HostMount, Isolation, Port, Resources, Sandbox
-from agentcube.model.session import Session
+from agentcube.model.session import Hold, PhaseChange, Session
 from agentcube.model.template import AuthMode, Kind, Template, TemplateKey, WarmPool
 from agentcube.ports.store import Reservation
 
@@ -28,6 +28,7 @@ Fields = Mapping[str, Any]  # what JSON gives: its shape is checked by reading i
 R = TypeVar("R")
 
 _MICROSECOND = timedelta(microseconds=1)
+_UNREADABLE = (KeyError, TypeError, ValueError, AttributeError)
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
@@ -54,8 +55,15 @@ def session_to_text(session: Session) -> str:
             "env": dict(session.env),
             "resources": _optional(session.resources, _resources),
             "routes": [_port(p) for p in session.routes],
+            "exposed": [[port, key] for port, key in session.exposed.items()],
             "sandbox": _optional(session.sandbox, _sandbox),
             "due_at": _optional(session.due_at, _time),
+            "history": [_change(c) for c in session.history],
+            "hold": _optional(session.hold, _hold),
+            "attempt": session.attempt,
+            "keyed": session.keyed,
+            "joined": session.joined,
+            "answer_by": _optional(session.answer_by, _time),
             "revision": session.revision,
         }
     )
@@ -86,11 +94,31 @@ def session_from_text(text: str, *, name: str) -> Session:
             env=dict(f["env"]),
             resources=_optional(f["resources"], _read_resources),
             routes=tuple(_read_port(p) for p in f["routes"]),
+            exposed=dict(f.get("exposed", ())),
             sandbox=_optional(f["sandbox"], _read_sandbox),
             due_at=_optional(f["due_at"], _read_time),
+            history=tuple(_read_change(c) for c in f.get("history", ())),
+            hold=_optional(f.get("hold"), _read_hold),
+            attempt=f.get("attempt", 1),
+            keyed=f.get("keyed", False),
+            joined=f.get("joined", False),
+            answer_by=_optional(f.get("answer_by"), _read_time),
             revision=f["revision"],
         ),
     )
+
+
+def sandbox_to_text(sandbox: Sandbox) -> str:
+    """The sandbox as it stands inside the records of sessions and pool entries."""
+    return _encode(_sandbox(sandbox))
+
+
+def sandbox_from_text(text: str, *, name: str) -> Sandbox:
+    """The sandbox in such a text, found in the record `name`. Raises StoreFailed."""
+    try:
+        return _read_sandbox(json.loads(text))
+    except _UNREADABLE as exc:
+        raise _damaged(name, exc) from exc
 
 
 def warm_to_text(entry: WarmSandbox) -> str:
@@ -228,12 +256,34 @@ def _read(text: str, name: str, build: Callable[[Fields], R]) -> R:
         version = fields["v"]
         if version <= VERSION:
             return build(fields)
-    except (KeyError, TypeError, ValueError, AttributeError) as exc:
-        raise StoreFailed(f"{name} is damaged: it does not read as a record ({exc!r})") from exc
+    except _UNREADABLE as exc:
+        raise _damaged(name, exc) from exc
     raise StoreFailed(
         f"{name} was written by a newer AgentCube (record version {version}, this one reads up to {VERSION});"
         " upgrade this one"
     )
+
+
+def _damaged(name: str, exc: Exception) -> StoreFailed:
+    return StoreFailed(f"{name} is damaged: it does not read as a record ({exc!r})")
+
+
+def _change(c: PhaseChange) -> list[Any]:
+    return [c.seq, c.phase, _time(c.at), c.reason, c.message]
+
+
+def _read_change(row: list[Any]) -> PhaseChange:
+    seq, phase, at, reason, message = row
+    return PhaseChange(seq=seq, phase=Phase(phase), at=_read_time(at), reason=reason, message=message)
+
+
+def _hold(hold: Hold) -> list[Any]:
+    return [hold.owner, _time(hold.until)]
+
+
+def _read_hold(row: list[Any]) -> Hold:
+    owner, until = row
+    return Hold(owner=owner, until=_read_time(until))
 
 
 def _sandbox(sandbox: Sandbox) -> dict[str, Any]:
@@ -244,6 +294,7 @@ def _sandbox(sandbox: Sandbox) -> dict[str, Any]:
         "isolation": sandbox.isolation,
         "picod": _endpoint(sandbox.picod),
         "ports": [[port, _endpoint(e)] for port, e in sandbox.ports.items()],
+        "others": _optional(sandbox.others, _endpoint),
         "facts": dict(sandbox.facts),
     }
 
@@ -256,6 +307,7 @@ def _read_sandbox(f: Fields) -> Sandbox:
         isolation=Isolation(f["isolation"]),
         picod=_read_endpoint(f["picod"]),
         ports={port: _read_endpoint(e) for port, e in f["ports"]},
+        others=_optional(f.get("others"), _read_endpoint),
         facts=dict(f["facts"]),
     )
 
@@ -289,11 +341,21 @@ def _read_resources(f: Fields) -> Resources:
 
 
 def _port(p: Port) -> dict[str, Any]:
-    return {"port": p.port, "path_prefix": p.path_prefix, "name": p.name}
+    return {
+        "port": p.port,
+        "path_prefix": p.path_prefix,
+        "name": p.name,
+        "passes_credentials": p.passes_credentials,
+    }
 
 
 def _read_port(f: Fields) -> Port:
-    return Port(port=f["port"], path_prefix=f["path_prefix"], name=f["name"])
+    return Port(
+        port=f["port"],
+        path_prefix=f["path_prefix"],
+        name=f["name"],
+        passes_credentials=f.get("passes_credentials", False),
+    )
 
 
 def _mount(m: HostMount) -> dict[str, Any]:

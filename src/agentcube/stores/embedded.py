@@ -10,19 +10,27 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TypeVar
 
-from agentcube.errors import Invalid
 from agentcube.model.ids import SandboxId, SessionId
 from agentcube.model.pool import WarmSandbox
 from agentcube.model.session import Session
 from agentcube.model.template import Kind, Template, TemplateKey
-from agentcube.ports.store import Page, Reservation, SessionQuery
-from agentcube.stores.feed import PENDING_MAX, Feed
+from agentcube.ports.store import UNBOUNDED, Page, Quota, Reservation, SessionQuery
+from agentcube.stores.feed import PENDING_MAX, Bell, Feed
 from agentcube.stores.index import CreationOrder, Deadlines, cursor_after
-from agentcube.stores.tables import Change, DropSession, Operation, PutSession, Tables
+from agentcube.stores.listing import check_limit, chosen_templates, matches
+from agentcube.stores.tables import (
+    Change,
+    DropSession,
+    DropTemplate,
+    DropWarm,
+    Operation,
+    PutSession,
+    PutTemplate,
+    PutWarm,
+    Tables,
+)
 
 R = TypeVar("R")
-
-LIST_MAX = 1000
 
 
 class EmbeddedStore(ABC):
@@ -37,10 +45,16 @@ class EmbeddedStore(ABC):
         self._deadlines = Deadlines()
         self._order = CreationOrder()
         self._feed = Feed(pending_max=pending_max)
+        self._bell = Bell()
+        self._roles: dict[str, tuple[str, datetime]] = {}
 
     @abstractmethod
     async def _commit(self, operation: Operation[R]) -> R:
         """Do the operation durably; raises what it raises, or StoreFailed."""
+
+    async def _commit_relaxed(self, operation: Operation[R]) -> R:
+        """As `_commit`, but durable only a moment later, where that is faster."""
+        return await self._commit(operation)
 
     @abstractmethod
     async def touch(self, activity: Mapping[SessionId, datetime]) -> None: ...
@@ -51,6 +65,7 @@ class EmbeddedStore(ABC):
     def _publish(self, changes: Iterable[Change]) -> None:
         """Show committed changes to readers, the deadline queue and subscribers."""
         changed = []
+        pools = False
         for change in changes:
             match change:
                 case PutSession(session):
@@ -59,8 +74,12 @@ class EmbeddedStore(ABC):
                 case DropSession(id):
                     self._displace(id)
                     changed.append(id)
+                case PutWarm() | DropWarm() | PutTemplate() | DropTemplate():
+                    pools = True
             self._live.apply((change,))
         self._feed.publish(changed)
+        if pools:
+            self._bell.ring()
 
     def _place(self, session: Session) -> None:
         known = self._live.sessions.get(session.id)
@@ -86,23 +105,25 @@ class EmbeddedStore(ABC):
         return self._live.sessions.get(id)
 
     async def list(self, query: SessionQuery) -> Page:
-        if not 1 <= query.limit <= LIST_MAX:
-            raise Invalid(f"limit is {query.limit}; give 1 to {LIST_MAX}")
+        check_limit(query)
         found: list[Session] = []
         for id in self._order.after(query.cursor):
             session = self._live.sessions[id]
-            if not _matches(session, query):
+            if not matches(session, query):
                 continue
             if len(found) == query.limit:
                 return Page(tuple(found), cursor_after(found[-1].created_at, found[-1].id))
             found.append(session)
         return Page(tuple(found), None)
 
-    async def insert(self, session: Session) -> Session:
-        return await self._commit(lambda tables: tables.insert(session))
+    async def insert(
+        self, session: Session, *, quota: Quota = UNBOUNDED, reservation: Reservation | None = None
+    ) -> Session:
+        return await self._commit(lambda tables: tables.insert(session, quota, reservation))
 
-    async def replace(self, session: Session) -> Session:
-        return await self._commit(lambda tables: tables.replace(session))
+    async def replace(self, session: Session, *, relaxed: bool = False) -> Session:
+        commit = self._commit_relaxed if relaxed else self._commit
+        return await commit(lambda tables: tables.replace(session))
 
     async def delete(self, id: SessionId, *, revision: int) -> None:
         await self._commit(lambda tables: tables.delete(id, revision))
@@ -115,19 +136,16 @@ class EmbeddedStore(ABC):
         ids = self._deadlines.lease(now=now, lease=lease, limit=limit)
         return [self._live.sessions[id] for id in ids]
 
-    async def next_due(self) -> datetime | None:
-        return self._deadlines.next()
-
     def changes(self) -> AsyncIterator[SessionId | None]:
         return self._feed.subscribe()
-
-    async def reserve(self, reservation: Reservation, *, now: datetime) -> Reservation:
-        return await self._commit(lambda tables: tables.reserve(reservation, now))
 
     # Pools
 
     async def put_warm(self, entry: WarmSandbox) -> None:
         await self._commit(lambda tables: tables.put_warm(entry))
+
+    async def update_warm(self, entry: WarmSandbox) -> bool:
+        return await self._commit(lambda tables: tables.update_warm(entry))
 
     async def list_warm(self, template: TemplateKey | None = None) -> Sequence[WarmSandbox]:
         entries = (e for e in self._live.warm.values() if template in (None, e.template))
@@ -136,8 +154,13 @@ class EmbeddedStore(ABC):
     async def remove_warm(self, id: SandboxId) -> bool:
         return await self._commit(lambda tables: tables.remove_warm(id))
 
-    async def claim_warm(self, session: Session) -> Session | None:
-        return await self._commit(lambda tables: tables.claim_warm(session))
+    async def claim_warm(
+        self, session: Session, *, quota: Quota = UNBOUNDED, reservation: Reservation | None = None
+    ) -> Session | None:
+        return await self._commit(lambda tables: tables.claim_warm(session, quota, reservation))
+
+    def pool_changes(self) -> AsyncIterator[None]:
+        return self._bell.listen()
 
     # Templates
 
@@ -150,22 +173,20 @@ class EmbeddedStore(ABC):
     async def list_templates(
         self, *, kind: Kind | None = None, namespace: str | None = None
     ) -> Sequence[Template]:
-        found = (
-            t
-            for t in self._live.templates.values()
-            if kind in (None, t.key.kind) and namespace in (None, t.key.namespace)
-        )
-        return sorted(found, key=lambda t: (t.key.namespace, t.key.name, t.key.kind))
+        return chosen_templates(self._live.templates.values(), kind=kind, namespace=namespace)
 
     async def delete_template(self, key: TemplateKey) -> None:
         await self._commit(lambda tables: tables.delete_template(key))
 
+    # Roles: forgotten with the process, as there is no other one
 
-def _matches(session: Session, query: SessionQuery) -> bool:
-    return (
-        query.owner in (None, session.owner)
-        and query.kind in (None, session.template.kind)
-        and query.namespace in (None, session.template.namespace)
-        and query.phase in (None, session.phase)
-        and query.metadata.items() <= session.metadata.items()
-    )
+    async def lease_role(self, role: str, *, owner: str, now: datetime, lease: timedelta) -> bool:
+        holder, until = self._roles.get(role, (owner, now))
+        if holder != owner and until > now:
+            return False
+        self._roles[role] = owner, now + lease
+        return True
+
+    async def leave_role(self, role: str, *, owner: str) -> None:
+        if self._roles.get(role, ("", None))[0] == owner:
+            del self._roles[role]

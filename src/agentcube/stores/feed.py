@@ -28,8 +28,8 @@ class Feed:
         self._subscriptions.add(subscription)
         return subscription
 
-    def publish(self, ids: Iterable[SessionId]) -> None:
-        """Tell everybody that these changed. Never waits."""
+    def publish(self, ids: Iterable[SessionId | None]) -> None:
+        """Tell everybody that these changed; None: that changes were missed. Never waits."""
         changed = tuple(ids)
         for subscription in self._subscriptions:
             subscription.put(changed)
@@ -50,7 +50,7 @@ class Subscription(AsyncIterator[SessionId | None]):
         self._news = asyncio.Event()
         self._closed = False
 
-    def put(self, ids: Iterable[SessionId]) -> None:
+    def put(self, ids: Iterable[SessionId | None]) -> None:
         """Remember ids for the reader, or that there were too many of them."""
         self._pending.update(dict.fromkeys(ids))
         if len(self._pending) > self._pending_max:
@@ -71,3 +71,49 @@ class Subscription(AsyncIterator[SessionId | None]):
         id = next(iter(self._pending))
         del self._pending[id]
         return id
+
+
+class Bell:
+    """Tells every listener that something changed, and not what; forgets listeners that are dropped."""
+
+    def __init__(self) -> None:
+        self._listeners: WeakSet[Listener] = WeakSet()
+        self._closed = False
+
+    def listen(self) -> Listener:
+        """Hears of every change from now on; several may be one."""
+        listener = Listener()
+        if self._closed:
+            listener.close()
+        self._listeners.add(listener)
+        return listener
+
+    def ring(self) -> None:
+        """Tell everybody. Never waits."""
+        for listener in self._listeners:
+            listener.rung.set()
+
+    def close(self) -> None:
+        """End every listener."""
+        self._closed = True
+        for listener in self._listeners:
+            listener.close()
+
+
+class Listener(AsyncIterator[None]):
+    """One that hears a bell."""
+
+    def __init__(self) -> None:
+        self.rung = asyncio.Event()
+        self._closed = False
+
+    def close(self) -> None:
+        """Let the reader end."""
+        self._closed = True
+        self.rung.set()
+
+    async def __anext__(self) -> None:
+        await self.rung.wait()
+        if self._closed:
+            raise StopAsyncIteration
+        self.rung.clear()

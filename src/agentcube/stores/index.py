@@ -51,14 +51,6 @@ class Deadlines:
             taken.append(row[1])
         return taken
 
-    def next(self) -> datetime | None:
-        """The earliest deadline of all, leased or not."""
-        first = self._first()
-        leased = min((self._due[id] for id in self._leased), default=None)
-        if first is None or leased is None:
-            return leased if first is None else first[0]
-        return min(first[0], leased)
-
     def _first(self) -> tuple[datetime, SessionId] | None:
         while self._waiting:
             at, id = self._waiting[0]
@@ -93,7 +85,7 @@ class CreationOrder:
 
     def after(self, cursor: str | None) -> Iterator[SessionId]:
         """Ids after the cursor, oldest first. Raises Invalid for a cursor that is not ours."""
-        start = 0 if cursor is None else bisect_right(self._rows, _read_cursor(cursor))
+        start = 0 if cursor is None else bisect_right(self._rows, read_cursor(cursor))
         return (self._rows[i][1] for i in range(start, len(self._rows)))
 
 
@@ -102,7 +94,8 @@ def cursor_after(created_at: datetime, id: SessionId) -> str:
     return base64.urlsafe_b64encode(f"{created_at.isoformat()} {id}".encode()).decode()
 
 
-def _read_cursor(cursor: str) -> tuple[datetime, SessionId]:
+def read_cursor(cursor: str) -> tuple[datetime, SessionId]:
+    """The place that `cursor_after` wrote. Raises Invalid for a text that it did not."""
     try:
         at, _, id = base64.b64decode(cursor, altchars=b"-_", validate=True).decode().partition(" ")
         created_at = datetime.fromisoformat(at)

@@ -3,6 +3,7 @@
 An operation is checked against a staged copy of the tables, in order of arrival; one writer thread
 writes all operations that wait as one transaction (WAL, synchronous=FULL: one fsync for all of
 them); then, back on the event loop, their changes are shown to readers and their callers answered.
+A relaxed one is shown and answered at once, and goes into the next transaction.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import anyio
 from agentcube.errors import AgentCubeError, StoreFailed
 from agentcube.model.ids import SessionId
 from agentcube.model.session import Session
+from agentcube.ports.store import KeyTaken
 from agentcube.stores.embedded import EmbeddedStore
 from agentcube.stores.sqlite_file import (
     Statement,
@@ -32,7 +34,7 @@ from agentcube.stores.sqlite_file import (
     open_database,
     statement,
 )
-from agentcube.stores.tables import Change, Operation, Tables
+from agentcube.stores.tables import Change, DropSession, Operation, PutSession, Tables
 
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
@@ -115,19 +117,40 @@ class SqliteStore(EmbeddedStore):
         return await super().lease_due(now=now, owner=owner, lease=lease, limit=limit)
 
     async def _commit(self, operation: Operation[R]) -> R:
+        return await self._do(operation, relaxed=False)
+
+    async def _commit_relaxed(self, operation: Operation[R]) -> R:
+        """Shown to readers at once, and written with the next transaction."""
+        return await self._do(operation, relaxed=True)
+
+    async def _do(self, operation: Operation[R], *, relaxed: bool) -> R:
         self._must_work()
         try:
             outcome = operation(self._staged)
             statements = [statement(change) for change in outcome.changes]
-        except AgentCubeError:
+        except (AgentCubeError, KeyTaken):
             await self._settled()  # what refused it may not be on disk yet
             raise
         if outcome.changes:
             self._staged.apply(outcome.changes)
-            await self._write(statements, outcome.changes)
+            if relaxed and not self._is_waiting(outcome.changes):
+                self._publish(outcome.changes)
+                self._enqueue(statements, ())
+            else:
+                await self._write(statements, outcome.changes)
         else:
             await self._settled()  # what it found may not be on disk yet, either
         return outcome.answer
+
+    def _is_waiting(self, changes: Sequence[Change]) -> bool:
+        """Whether an earlier change of the same sessions is not shown yet: it would be shown on top."""
+        ids = {change.session.id for change in changes if isinstance(change, PutSession)}
+        return any(
+            (change.session.id if isinstance(change, PutSession) else change.id) in ids
+            for write in self._waiting
+            for change in write.changes
+            if isinstance(change, PutSession | DropSession)
+        )
 
     async def _settled(self) -> None:
         """Return once everything staged so far is committed."""
@@ -185,6 +208,7 @@ class SqliteStore(EmbeddedStore):
             self._enqueue((), ())
         self._failure = self._failure or "the session store is closed"
         self._feed.close()
+        self._bell.close()
         with anyio.move_on_after(CLOSE_S, shield=True):
             await self._writer.stop()
         self._fail(self._failure)

@@ -8,17 +8,27 @@ write the changes to disk in between. Times are arguments.
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Generic, TypeVar, assert_never
+from typing import Generic, Literal, TypeVar, assert_never
 
-from agentcube.errors import AlreadyExists, Conflict, SessionNotFound, StaleRevision, TemplateNotFound
+from agentcube.errors import (
+    AgentCubeError,
+    AlreadyExists,
+    CapacityExhausted,
+    Conflict,
+    LimitExceeded,
+    SessionNotFound,
+    StaleRevision,
+    TemplateNotFound,
+)
 from agentcube.model.ids import SandboxId, SessionId
 from agentcube.model.pool import WarmSandbox, WarmState
 from agentcube.model.session import Session
 from agentcube.model.template import Template, TemplateKey
-from agentcube.ports.store import Reservation
+from agentcube.ports.store import UNBOUNDED, KeyTaken, Quota, Reservation
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +123,7 @@ class Tables:
         self.templates: dict[TemplateKey, Template] = {}
         self.generations: dict[TemplateKey, int] = {}
         self.reservations: dict[str, Reservation] = {}
+        self._owners: Counter[str] = Counter()  # how many sessions each has
         self._expiries: list[tuple[datetime, str]] = []  # heap; stale rows are skipped when met
 
     # What readers ask
@@ -133,11 +144,13 @@ class Tables:
 
     # What writers ask
 
-    def insert(self, session: Session) -> Outcome[Session]:
-        """A new session at revision 1. Raises AlreadyExists."""
-        self._must_be_new(session.id)
+    def insert(
+        self, session: Session, quota: Quota = UNBOUNDED, reservation: Reservation | None = None
+    ) -> Outcome[Session]:
+        """A new session at revision 1. Raises KeyTaken, AlreadyExists, CapacityExhausted, LimitExceeded."""
+        self._must_be_allowed(session, quota, reservation)
         stored = replace(session, revision=1)
-        return Outcome(stored, (PutSession(stored),))
+        return Outcome(stored, (PutSession(stored), *self._reserved(reservation, session.created_at)))
 
     def replace(self, session: Session) -> Outcome[Session]:
         """Compare-and-swap. Raises SessionNotFound, StaleRevision."""
@@ -154,9 +167,11 @@ class Tables:
         _same_revision(known, revision)
         return Outcome(None, (DropSession(id),))
 
-    def claim_warm(self, session: Session) -> Outcome[Session | None]:
-        """Move the oldest fitting entry's sandbox into a new session. Raises AlreadyExists."""
-        self._must_be_new(session.id)
+    def claim_warm(
+        self, session: Session, quota: Quota = UNBOUNDED, reservation: Reservation | None = None
+    ) -> Outcome[Session | None]:
+        """Move the oldest fitting entry's sandbox into a new session. Raises as `insert` does."""
+        self._must_be_allowed(session, quota, reservation)
         fitting = [
             e
             for e in self.warm.values()
@@ -168,7 +183,8 @@ class Tables:
             return Outcome(None)
         entry = min(fitting, key=lambda e: (e.created_at, e.id))
         stored = replace(session, sandbox=entry.sandbox, from_pool=True, revision=1)
-        return Outcome(stored, (DropWarm(entry.id), PutSession(stored)))
+        kept = self._reserved(reservation, session.created_at)
+        return Outcome(stored, (DropWarm(entry.id), PutSession(stored), *kept))
 
     def put_warm(self, entry: WarmSandbox) -> Outcome[None]:
         """Insert or update a pool entry. Raises Conflict when a session has its sandbox."""
@@ -176,6 +192,12 @@ class Tables:
         if entry.id in self.bound:
             raise Conflict(f"sandbox {entry.id} belongs to a session", sandbox=entry.id)
         return Outcome(None, (PutWarm(entry),))
+
+    def update_warm(self, entry: WarmSandbox) -> Outcome[bool]:
+        """Update an entry that is there; False when it is not."""
+        if entry.id not in self.warm:
+            return Outcome(False)
+        return Outcome(True, self.put_warm(entry).changes)
 
     def remove_warm(self, id: SandboxId) -> Outcome[bool]:
         """Take an entry out; False when it was not there."""
@@ -194,14 +216,6 @@ class Tables:
     def delete_template(self, key: TemplateKey) -> Outcome[None]:
         """Forget a template. Raises TemplateNotFound."""
         return Outcome(None, (DropTemplate(key, self.template(key).generation),))
-
-    def reserve(self, reservation: Reservation, now: datetime) -> Outcome[Reservation]:
-        """Put the reservation, or find the unexpired one; drops the expired ones it meets."""
-        known = self.reservations.get(reservation.key)
-        if known is not None and known.expires_at > now:
-            return Outcome(known)
-        expired = tuple(DropReservation(key) for key in self._expired(now) if key != reservation.key)
-        return Outcome(reservation, (*expired, PutReservation(reservation)))
 
     # How they change
 
@@ -224,12 +238,13 @@ class Tables:
         match change:
             case PutSession(session):
                 known = self.sessions.get(session.id)
-                self._unbind(known)
+                self._forget(known)
+                self._owners[session.owner] += 1
                 self.sessions[session.id] = session if known is None else _no_older(session, known)
                 if session.sandbox is not None:
                     self.bound[session.sandbox.id] = session.id
             case DropSession(id):
-                self._unbind(self.sessions.pop(id, None))
+                self._forget(self.sessions.pop(id, None))
             case PutWarm(entry):
                 self.warm[entry.id] = entry
             case DropWarm(id):
@@ -248,9 +263,21 @@ class Tables:
             case _:
                 assert_never(change)
 
-    def _unbind(self, session: Session | None) -> None:
-        if session is not None and session.sandbox is not None:
+    def _forget(self, session: Session | None) -> None:
+        if session is None:
+            return
+        self._owners[session.owner] -= 1
+        if not self._owners[session.owner]:
+            del self._owners[session.owner]
+        if session.sandbox is not None:
             self.bound.pop(session.sandbox.id, None)
+
+    def _reserved(self, reservation: Reservation | None, now: datetime) -> tuple[Change, ...]:
+        """What puts the reservation, and drops expired ones."""
+        if reservation is None:
+            return ()
+        expired = (DropReservation(key) for key in self._expired(now) if key != reservation.key)
+        return (*expired, PutReservation(reservation))
 
     def _expired(self, now: datetime) -> list[str]:
         keys = []
@@ -261,9 +288,23 @@ class Tables:
                 keys.append(key)
         return keys
 
-    def _must_be_new(self, id: SessionId) -> None:
-        if id in self.sessions:
-            raise AlreadyExists(f"session {id} exists", session=id)
+    def _must_be_allowed(self, session: Session, quota: Quota, reservation: Reservation | None) -> None:
+        known = None if reservation is None else self.reservations.get(reservation.key)
+        if known is not None and known.expires_at > session.created_at:
+            raise KeyTaken(known)
+        if session.id in self.sessions:
+            raise AlreadyExists(f"session {session.id} exists", session=session.id)
+        if quota.total is not None and len(self.sessions) >= quota.total:
+            raise used_up("total", quota)
+        if quota.owner is not None and self._owners[session.owner] >= quota.owner:
+            raise used_up("owner", quota)
+
+
+def used_up(bound: Literal["total", "owner"], quota: Quota) -> AgentCubeError:
+    """What a new session hears that would break a bound of the quota."""
+    if bound == "total":
+        return CapacityExhausted(f"there are {quota.total} sessions, and no more may be; try again later")
+    return LimitExceeded(f"you have {quota.owner} sessions, as many as you may; delete some first")
 
 
 def _same_revision(known: Session, revision: int) -> None:

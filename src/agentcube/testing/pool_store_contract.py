@@ -7,12 +7,19 @@ from dataclasses import replace
 
 import pytest
 
-from agentcube.errors import AlreadyExists, Conflict, SessionNotFound, TemplateNotFound
+from agentcube.errors import (
+    AlreadyExists,
+    CapacityExhausted,
+    Conflict,
+    LimitExceeded,
+    SessionNotFound,
+    TemplateNotFound,
+)
 from agentcube.model.ids import SandboxId
 from agentcube.model.lifecycle import Phase
 from agentcube.model.pool import WarmState
 from agentcube.model.template import Kind, TemplateKey
-from agentcube.ports.store import Store
+from agentcube.ports.store import Quota, Store
 from agentcube.testing.samples import (
     KEY,
     NOW,
@@ -38,6 +45,30 @@ class PoolStoreContract(StoreSuite):
         ready = sample_warm("old")
         await store.put_warm(ready)
         assert list(await store.list_warm(KEY)) == [ready, new]
+
+    async def test_an_update_finds_its_entry_or_changes_nothing(self, store: Store) -> None:
+        await store.put_warm(sample_warm("a", state=WarmState.STARTING))
+        ready = sample_warm("a")
+        assert await store.update_warm(ready)
+        assert list(await store.list_warm()) == [ready]
+        assert await store.claim_warm(sample_session()) is not None
+        assert not await store.update_warm(ready)
+        assert not await store.update_warm(sample_warm("b"))
+        assert list(await store.list_warm()) == []
+        assert await store.claim_warm(sample_session()) is None
+
+    async def test_who_listens_hears_that_pools_changed(self, store: Store) -> None:
+        heard = store.pool_changes()
+        for change in (
+            store.put_warm(sample_warm("a")),
+            store.update_warm(sample_warm("a")),
+            store.claim_warm(sample_session()),
+            store.put_template(sample_template()),
+            store.delete_template(sample_template().key),
+        ):
+            await change
+            async with asyncio.timeout(10):
+                await anext(heard)
 
     async def test_an_entry_is_removed_once(self, store: Store) -> None:
         await store.put_warm(sample_warm("a"))
@@ -79,6 +110,15 @@ class PoolStoreContract(StoreSuite):
         with pytest.raises(AlreadyExists):
             await store.claim_warm(session)
         assert len(await store.list_warm()) == 1
+
+    async def test_a_claim_beyond_the_quota_takes_nothing(self, store: Store) -> None:
+        await store.insert(sample_session(owner="ada"))
+        await store.put_warm(sample_warm())
+        for quota, error in ((Quota(total=1), CapacityExhausted), (Quota(owner=1), LimitExceeded)):
+            with pytest.raises(error):
+                await store.claim_warm(sample_session(owner="ada"), quota=quota)
+        assert len(await store.list_warm()) == 1
+        assert await store.claim_warm(sample_session(owner="eve"), quota=Quota(owner=1)) is not None
 
     async def test_no_sandbox_is_claimed_twice(self, store: Store) -> None:
         entries = {(entry := sample_warm()).id: entry for _ in range(10)}

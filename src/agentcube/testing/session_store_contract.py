@@ -8,11 +8,18 @@ from datetime import timedelta
 
 import pytest
 
-from agentcube.errors import AlreadyExists, Invalid, SessionNotFound, StaleRevision
+from agentcube.errors import (
+    AlreadyExists,
+    CapacityExhausted,
+    Invalid,
+    LimitExceeded,
+    SessionNotFound,
+    StaleRevision,
+)
 from agentcube.model.ids import SessionId
 from agentcube.model.lifecycle import Phase
 from agentcube.model.template import Kind
-from agentcube.ports.store import SessionQuery, Store
+from agentcube.ports.store import Quota, SessionQuery, Store
 from agentcube.testing.samples import NOW, full_session, sample_session, sample_warm
 from agentcube.testing.store_suite import LEASE, OTHER, SECOND, StoreSuite, lease_ids, next_change
 
@@ -53,6 +60,14 @@ class SessionStoreContract(StoreSuite):
             assert session.revision == revision
             assert await store.get(session.id) == session
 
+    async def test_a_relaxed_change_is_seen_as_any_other(self, store: Store) -> None:
+        session = await store.insert(sample_session())
+        changed = await store.replace(replace(session, message="relaxed"), relaxed=True)
+        assert await store.get(session.id) == changed == replace(session, message="relaxed", revision=2)
+        with pytest.raises(StaleRevision):
+            await store.replace(session, relaxed=True)
+        assert (await store.replace(changed)).revision == 3
+
     async def test_a_stale_replace_changes_nothing(self, store: Store) -> None:
         old = await store.insert(sample_session())
         new = await store.replace(replace(old, message="first"))
@@ -71,16 +86,16 @@ class SessionStoreContract(StoreSuite):
     async def test_counting_by_compare_and_swap_loses_nothing(self, store: Store) -> None:
         session = await store.insert(sample_session(message="0"))
 
-        async def count() -> None:
+        async def count(*, relaxed: bool) -> None:
             while True:
                 seen = await store.get(session.id)
                 try:
-                    await store.replace(replace(seen, message=str(int(seen.message) + 1)))
+                    await store.replace(replace(seen, message=str(int(seen.message) + 1)), relaxed=relaxed)
                 except StaleRevision:
                     continue
                 return
 
-        await asyncio.gather(*(count() for _ in range(16)))
+        await asyncio.gather(*(count(relaxed=bool(i % 2)) for i in range(16)))
         final = await store.get(session.id)
         assert (final.message, final.revision) == ("16", 17)
 
@@ -97,6 +112,35 @@ class SessionStoreContract(StoreSuite):
         assert store.peek(session.id) is None
         assert (await store.list(SessionQuery())).sessions == ()
         await store.delete(session.id, revision=session.revision)  # absent is no error
+
+    # Quotas
+
+    async def test_an_owner_has_as_many_sessions_as_the_quota_says(self, store: Store) -> None:
+        quota = Quota(owner=2)
+        first = await store.insert(sample_session(owner="a b"), quota=quota)
+        await store.insert(sample_session(owner="a b"), quota=quota)
+        await store.insert(sample_session(owner=""), quota=quota)
+        await store.replace(replace(first, message="still one"))
+        with pytest.raises(LimitExceeded):
+            await store.insert(sample_session(owner="a b"), quota=quota)
+        await store.delete(first.id, revision=2)
+        await store.insert(sample_session(owner="a b"), quota=quota)
+
+    async def test_there_are_as_many_sessions_as_the_quota_says(self, store: Store) -> None:
+        quota = Quota(total=2)
+        await store.insert(sample_session("a", owner="ada"), quota=quota)
+        await store.insert(sample_session("b", owner="eve"), quota=quota)
+        with pytest.raises(CapacityExhausted):
+            await store.insert(sample_session("c", owner="bob"), quota=quota)
+        with pytest.raises(AlreadyExists):
+            await store.insert(sample_session("a"), quota=quota)
+        await store.insert(sample_session("c"))  # without one it is as it was
+
+    async def test_of_many_at_once_the_quota_lets_in_as_many_as_it_says(self, store: Store) -> None:
+        tries = (store.insert(sample_session(), quota=Quota(owner=3)) for _ in range(8))
+        outcomes = await asyncio.gather(*tries, return_exceptions=True)
+        assert sum(isinstance(o, LimitExceeded) for o in outcomes) == 5
+        assert len((await store.list(SessionQuery())).sessions) == 3
 
     # Listing
 
@@ -213,7 +257,7 @@ class SessionStoreContract(StoreSuite):
         assert await lease_ids(store, NOW) == ["a"]
         await store.touch({session.id: NOW + SECOND})
         assert await lease_ids(store, NOW) == []
-        assert await store.next_due() == NOW
+        assert await lease_ids(store, NOW + LEASE) == ["a"]
 
     async def test_a_leased_session_carries_its_newest_activity_and_revision(self, store: Store) -> None:
         session = await store.insert(sample_session("a", due_at=NOW))
@@ -227,19 +271,6 @@ class SessionStoreContract(StoreSuite):
         taken = await asyncio.gather(*(lease_ids(store, NOW, owner=str(i), limit=3) for i in range(10)))
         ids = [id for batch in taken for id in batch]
         assert len(ids) == len(set(ids)) == 20
-
-    async def test_next_due_is_the_earliest_of_all_leased_or_not(self, store: Store) -> None:
-        assert await store.next_due() is None
-        first = await store.insert(sample_session(due_at=NOW))
-        second = await store.insert(sample_session(due_at=NOW + SECOND))
-        await store.insert(sample_session(due_at=None))
-        assert await store.next_due() == NOW
-        await lease_ids(store, NOW)
-        assert await store.next_due() == NOW
-        await store.delete(first.id, revision=1)
-        assert await store.next_due() == NOW + SECOND
-        await store.replace(replace(second, due_at=None))
-        assert await store.next_due() is None
 
     async def test_deleted_sessions_are_never_due(self, store: Store) -> None:
         session = await store.insert(sample_session(due_at=NOW))

@@ -16,7 +16,7 @@ from agentcube.model.ids import SandboxId, SessionId
 from agentcube.model.lifecycle import Phase
 from agentcube.model.pool import WarmSandbox, WarmState
 from agentcube.model.sandbox import Endpoint, HostMount, Isolation, Port, Resources, Sandbox
-from agentcube.model.session import Session
+from agentcube.model.session import PhaseChange, Session
 from agentcube.model.template import AuthMode, Kind, Template, TemplateKey, WarmPool
 from agentcube.ports.store import Reservation
 from agentcube.stores import codec
@@ -46,7 +46,9 @@ COUNTS = st.integers(0, 1 << 50)
 KEYS = st.builds(
     TemplateKey, st.sampled_from(Kind), st.from_regex(r"[a-z]{1,9}", fullmatch=True), st.just("x-1")
 )
-PORTS = st.lists(st.builds(Port, port=COUNTS, path_prefix=TEXTS, name=TEXTS), max_size=3).map(tuple)
+PORTS = st.lists(
+    st.builds(Port, port=COUNTS, path_prefix=TEXTS, name=TEXTS, passes_credentials=st.booleans()), max_size=3
+).map(tuple)
 ENDPOINTS = st.builds(Endpoint, scheme=TEXTS, path=TEXTS, host=TEXTS, port=COUNTS)
 RESOURCES = st.builds(
     Resources,
@@ -89,6 +91,12 @@ SESSIONS = st.builds(
     routes=PORTS,
     sandbox=st.none() | SANDBOXES,
     due_at=st.none() | TIMES,
+    history=st.lists(
+        st.builds(
+            PhaseChange, seq=COUNTS, phase=st.sampled_from(Phase), at=TIMES, reason=TEXTS, message=TEXTS
+        ),
+        max_size=3,
+    ).map(tuple),
     revision=COUNTS,
 )
 JSON = st.recursive(

@@ -86,6 +86,27 @@ async def test_what_is_readable_is_on_disk(path: Path, tmp_path: Path) -> None:
         assert readable <= (await sessions_in(copy)).keys()
 
 
+async def test_a_relaxed_change_waits_for_no_disk_and_gets_there(path: Path) -> None:
+    async with SqliteStore.open(path) as store:
+        session = await store.insert(sample_session())
+        with pytest.raises(StopIteration) as done:
+            store.replace(replace(session, message="relaxed"), relaxed=True).send(None)
+        changed: Session = done.value.value
+        assert store.peek(session.id) == changed
+    assert await sessions_in(path) == {session.id: changed}
+
+
+async def test_a_relaxed_change_does_not_overtake_one_that_waits(path: Path) -> None:
+    async with SqliteStore.open(path) as store:
+        session = await store.insert(sample_session())
+        first = asyncio.ensure_future(store.replace(replace(session, message="first")))
+        await asyncio.sleep(0)  # it is on its way
+        later = replace(session, message="later", revision=2)
+        changed, _ = await asyncio.gather(store.replace(later, relaxed=True), first)
+        assert await store.get(session.id) == changed == replace(later, revision=3)
+    assert await sessions_in(path) == {session.id: changed}
+
+
 async def test_a_refusal_waits_until_what_refused_it_is_on_disk(path: Path) -> None:
     async with SqliteStore.open(path) as store:
         old = await store.insert(sample_session())

@@ -7,9 +7,10 @@ from datetime import timedelta
 
 import pytest
 
+from agentcube.errors import LimitExceeded
 from agentcube.model.ids import SessionId
 from agentcube.model.pool import WarmState
-from agentcube.ports.store import Reservation
+from agentcube.ports.store import Quota, Reservation
 from agentcube.stores.tables import DropReservation, PutReservation, Tables
 from agentcube.testing.samples import NOW, sample_session, sample_warm
 
@@ -31,11 +32,13 @@ def test_an_operation_changes_nothing_before_it_is_applied() -> None:
 def test_reserving_drops_what_has_expired_and_only_that() -> None:
     tables = Tables()
     for key, hours in (("short", 1), ("renewed", 1), ("long", 9)):
-        tables.apply(tables.reserve(reservation(key, hours=hours), NOW).changes)
+        tables.apply(tables.insert(sample_session(), reservation=reservation(key, hours=hours)).changes)
     tables.apply([PutReservation(reservation("renewed", hours=9))])
     new = reservation("new", hours=9)
-    outcome = tables.reserve(new, NOW + HOUR)
-    assert outcome.changes == (DropReservation("short"), PutReservation(new))
+    with pytest.raises(LimitExceeded):  # a refusal forgets nothing
+        tables.insert(sample_session(created_at=NOW + HOUR), Quota(owner=0), reservation=new)
+    outcome = tables.insert(sample_session(created_at=NOW + HOUR), reservation=new)
+    assert outcome.changes[1:] == (DropReservation("short"), PutReservation(new))
     tables.apply(outcome.changes)
     assert set(tables.reservations) == {"renewed", "long", "new"}
 
