@@ -103,9 +103,34 @@ async def test_a_full_machine_has_no_capacity() -> None:
     await driver.create(spec())
 
 
-async def test_only_create_can_leave_something_half_made() -> None:
+async def test_only_create_can_leave_something_half_made_and_only_sleep_be_done_in_doubt() -> None:
     with pytest.raises(ValueError):
         FakeDriver().fail("bind", Conflict(), half_made=True)
+    with pytest.raises(ValueError):
+        FakeDriver().fail("bind", Conflict(), done=True)
+
+
+@pytest.mark.parametrize("done", [False, True])
+async def test_a_suspension_or_wake_that_fails_is_done_or_not(done: bool) -> None:
+    driver = FakeDriver()
+    sandbox = await driver.create(spec())
+    for operation, asleep in (("suspend", True), ("resume", False)):
+        call = getattr(driver, operation)
+        driver.fail(operation, DriverFailed("lost"), done=done)  # type: ignore[arg-type]
+        with pytest.raises(DriverFailed):
+            await call(sandbox, fence=1)
+        assert driver.asleep(sandbox.id) is (asleep if done else not asleep)
+        await call(sandbox, fence=1)
+        assert driver.asleep(sandbox.id) is asleep
+
+
+async def test_one_that_cannot_suspend_refuses_and_has_nothing_to_resume() -> None:
+    driver = FakeDriver(suspend=False)
+    sandbox = await driver.create(spec())
+    with pytest.raises(DriverFailed, match="cannot"):
+        await driver.suspend(sandbox, fence=1)
+    await driver.resume(sandbox, fence=1)
+    assert not driver.asleep(sandbox.id)
 
 
 @pytest.mark.parametrize("token", ["", "session:", "a.b.c", "a.e30.c", "nonsense"])

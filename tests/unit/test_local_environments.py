@@ -1,6 +1,7 @@
 """Python environments for sandboxes: built once, whole or not at all."""
 
 import os
+import re
 import subprocess
 import threading
 import zipfile
@@ -158,6 +159,36 @@ def test_two_builders_of_the_same_wait_for_each_other(environments: Environments
     assert len(paths) == 1
     assert said.count("making a virtual environment") == 1
     assert "another process is building this environment: waiting for it" in said
+
+
+def test_what_is_preloaded_is_named_or_none(environments: Environments, tmp_path: Path) -> None:
+    """And needs no other build: it is no part of what is installed."""
+    file = requirements(tmp_path / "wheels")
+    paths = set()
+    for preload, kept in ((None, ()), (["tiny"], ("tiny",)), ([], ())):
+        paths.add(environments.create("tiny", file, preload=preload))
+        assert next(e.preload for e in environments.list() if e.name == "tiny") == kept
+    assert len(paths) == 1
+
+
+def test_the_usual_modules_are_preloaded_where_they_are_installed(
+    environments: Environments, tmp_path: Path
+) -> None:
+    path = environments.create("tiny", requirements(tmp_path / "wheels"))
+    package = next(path.glob("lib/python3*/site-packages")) / "numpy"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    assert next(e.preload for e in environments.list() if e.name == "tiny") == ("numpy",)
+
+
+@pytest.mark.parametrize("module", ["no_such_module", "os; print(1)", "../tiny"])
+def test_a_module_that_cannot_be_preloaded_is_named(
+    environments: Environments, tmp_path: Path, module: str
+) -> None:
+    with pytest.raises(Invalid, match=re.escape(module)):
+        environments.create("tiny", requirements(tmp_path / "wheels"), preload=[module])
+    with pytest.raises(NotFound):
+        environments.path("tiny")
 
 
 def test_an_empty_file_makes_a_bare_environment(environments: Environments, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from agentcube.errors import (
     AgentCubeError,
     CapacityExhausted,
     Conflict,
+    DriverFailed,
     Invalid,
     StartFailed,
     StartTimedOut,
@@ -80,6 +81,7 @@ class _Box:
     whole: bool = False
     alive: bool = True
     asleep: bool = False
+    fence: int = 0
     session: str | None = None
     env: dict[str, str] = field(default_factory=dict)
 
@@ -96,6 +98,7 @@ class FakeMachine:
 class _Fault:
     error: AgentCubeError
     half_made: bool
+    done: bool
 
 
 class FakeDriver:
@@ -122,7 +125,13 @@ class FakeDriver:
         self.calls: list[tuple[Operation, SandboxId | None]] = []
         self.blind = False
         """While true, `observe` and `adopt` cannot tell: UNKNOWN."""
-        self._capabilities = Capabilities(isolation=isolation, suspend=suspend, facts={"driver": self.name})
+        sleep = "frozen" if suspend else "none"
+        self._capabilities = Capabilities(
+            isolation=isolation,
+            suspend=suspend,
+            cannot_suspend="" if suspend else "this fake was told that it cannot",
+            facts={"driver": self.name, "sleep": sleep},
+        )
         self._environments = environments
         self._programs = dict(programs or {})
         self._picod = picod
@@ -145,20 +154,33 @@ class FakeDriver:
     # Misbehaviour
 
     def fail(
-        self, operation: Operation, error: AgentCubeError, *, times: int = 1, half_made: bool = False
+        self,
+        operation: Operation,
+        error: AgentCubeError,
+        *,
+        times: int = 1,
+        half_made: bool = False,
+        done: bool = False,
     ) -> None:
         """Let the next `times` calls of `operation` raise `error`.
 
         `half_made` (create only) leaves a sandbox behind that `inventory` shows and nobody has a
-        record of, as a crash in the middle of `create` does.
+        record of, as a crash in the middle of `create` does. `done` (suspend and resume only): it is
+        done all the same, as when only the answer was lost.
         """
         if times < 1 or (half_made and operation != "create"):
             raise ValueError("times is at least 1, and only create can leave something half-made")
-        self._faults[operation].extend([_Fault(error, half_made)] * times)
+        if done and operation not in ("suspend", "resume"):
+            raise ValueError("only suspend and resume can be done and fail")
+        self._faults[operation].extend([_Fault(error, half_made, done)] * times)
 
     def hold(self, operation: Operation) -> asyncio.Event:
         """Let calls of `operation` wait until the returned event is set: a slow driver, without sleeping."""
         return self._gates.setdefault(operation, asyncio.Event())
+
+    def asleep(self, id: SandboxId) -> bool:
+        """Whether the sandbox is suspended."""
+        return self.machine.boxes[id].asleep
 
     def crash(self, id: SandboxId) -> None:
         """Let the sandbox's processes die; what is left of it stays in `inventory`."""
@@ -233,6 +255,7 @@ class FakeDriver:
                 p.port: Endpoint(scheme="passed", path=f"{where}/control.sock", port=p.port)
                 for p in spec.ports
             },
+            others=Endpoint(scheme="passed", path=f"{where}/control.sock"),
             facts=self._capabilities.facts,
         )
 
@@ -297,17 +320,26 @@ class FakeDriver:
 
     # Suspendable
 
-    async def suspend(self, sandbox: Sandbox) -> Sandbox:
-        return await self._sleep("suspend", sandbox, asleep=True)
+    async def suspend(self, sandbox: Sandbox, *, fence: int) -> Sandbox:
+        return await self._sleep("suspend", sandbox, fence, asleep=True)
 
-    async def resume(self, sandbox: Sandbox) -> Sandbox:
-        return await self._sleep("resume", sandbox, asleep=False)
+    async def resume(self, sandbox: Sandbox, *, fence: int) -> Sandbox:
+        return await self._sleep("resume", sandbox, fence, asleep=False)
 
     async def _sleep(
-        self, operation: Literal["suspend", "resume"], sandbox: Sandbox, *, asleep: bool
+        self, operation: Literal["suspend", "resume"], sandbox: Sandbox, fence: int, *, asleep: bool
     ) -> Sandbox:
-        await self._enter(operation, sandbox.id)
-        self._live(sandbox).asleep = asleep
+        fault = await self._begin(operation, sandbox.id)
+        if fault is not None and not fault.done:
+            raise fault.error
+        if asleep and not self._capabilities.suspend:
+            raise DriverFailed(self._capabilities.cannot_suspend)
+        box = self._live(sandbox)
+        if fence < box.fence:
+            raise Conflict(f"sandbox {sandbox.id} is wanted otherwise meanwhile", sandbox=sandbox.id)
+        box.fence, box.asleep = fence, asleep
+        if fault is not None:
+            raise fault.error
         return replace(sandbox, handle=json.dumps({"v": 1, "id": sandbox.id, "asleep": asleep}))
 
     # What there is

@@ -28,6 +28,7 @@ BindingToken = Callable[[str, SandboxId], str]
 Crash = Callable[[SandboxDriver, Sandbox], Awaitable[None]]
 
 _PATIENCE_S = 10.0  # for what must become true soon, on a slow and busy machine
+_SILENCE_S = 0.3  # no answer for that long is none: an awake PicoD takes a millisecond
 _INTERPRETER: str = getattr(sys, "_base_executable", sys.executable)
 _HEALTH = b"GET /health HTTP/1.1\r\nhost: picod\r\nconnection: close\r\n\r\n"
 
@@ -97,7 +98,6 @@ class DriverContract:
     async def test_capabilities_are_data(self, driver: SandboxDriver) -> None:
         offered = await driver.capabilities()
         assert isinstance(offered.isolation, Isolation)
-        assert isinstance(driver, Suspendable) or not offered.suspend
         assert driver.name
 
     # Creating
@@ -115,6 +115,8 @@ class DriverContract:
     async def test_declared_ports_have_endpoints(self, driver: SandboxDriver, spec: SandboxSpec) -> None:
         sandbox = await driver.create(replace(spec, ports=(Port(port=8080), Port(port=9090, name="admin"))))
         assert set(sandbox.ports) == {8080, 9090}
+        if sandbox.others is not None:  # then that is how they are reached, too
+            assert replace(sandbox.others, port=8080) == sandbox.ports[8080]
 
     async def test_creating_again_gives_the_same_sandbox(
         self, driver: SandboxDriver, spec: SandboxSpec, binding_token: BindingToken
@@ -344,27 +346,123 @@ class DriverContract:
 
     # Sleep
 
-    async def test_suspend_and_resume_are_repeatable_and_keep_the_sandbox(
-        self, driver: SandboxDriver, spec: SandboxSpec
-    ) -> None:
-        if not (await driver.capabilities()).suspend:
-            pytest.skip("this driver cannot suspend here")
+    @pytest.fixture
+    async def sleeper(self, driver: SandboxDriver) -> Suspendable:
+        """The driver, where it can suspend."""
+        offered = await driver.capabilities()
+        if not offered.suspend:
+            pytest.skip(f"cannot suspend here: {offered.cannot_suspend}")
         assert isinstance(driver, Suspendable)
+        return driver
+
+    async def test_suspend_and_resume_are_repeatable_and_keep_the_sandbox(
+        self, driver: SandboxDriver, sleeper: Suspendable, spec: SandboxSpec, binding_token: BindingToken
+    ) -> None:
         sandbox = await driver.create(spec)
-        asleep = await driver.suspend(await driver.suspend(sandbox))
+        await driver.bind(sandbox, binding_token("s-1", spec.id))
+        await sleeper.resume(sandbox, fence=1)  # nothing to do
+        asleep = await sleeper.suspend(await sleeper.suspend(sandbox, fence=1), fence=2)
         assert await driver.observe(asleep) is Seen.ALIVE
-        awake = await driver.resume(await driver.resume(asleep))
+        awake = await sleeper.resume(await sleeper.resume(asleep, fence=3), fence=3)
         assert awake.id == sandbox.id
         assert await driver.observe(awake) is Seen.ALIVE
-        (await driver.dial(awake)).close()
+        with pytest.raises(Conflict):  # it is still the one that was bound
+            await driver.bind(awake, binding_token("s-2", spec.id))
+
+    async def test_a_suspended_sandbox_answers_nobody_until_it_is_resumed(
+        self, driver: SandboxDriver, sleeper: Suspendable, spec: SandboxSpec
+    ) -> None:
+        sandbox = await driver.create(spec)
+        asleep = await sleeper.suspend(sandbox, fence=1)
+        for record in (sandbox, asleep):  # whoever has an old one is not served either
+            with pytest.raises((TimeoutError, Unreachable)):
+                await _status(await driver.dial(record), within=_SILENCE_S)
+        assert await _status(await driver.dial(await sleeper.resume(sandbox, fence=1))) == b"HTTP/1.1 200"
+
+    async def test_suspending_and_resuming_at_once_does_either(
+        self, driver: SandboxDriver, sleeper: Suspendable, spec: SandboxSpec
+    ) -> None:
+        sandbox = await driver.create(spec)
+        for _ in range(3):
+            await asyncio.gather(*(call(sandbox, fence=1) for call in (sleeper.suspend, sleeper.resume) * 2))
+        assert await _status(await driver.dial(await sleeper.resume(sandbox, fence=1))) == b"HTTP/1.1 200"
+
+    async def test_who_was_held_up_cannot_undo_what_was_wanted_after(
+        self, driver: SandboxDriver, sleeper: Suspendable, spec: SandboxSpec
+    ) -> None:
+        sandbox = await driver.create(spec)
+        asleep = await sleeper.suspend(sandbox, fence=4)
+        with pytest.raises(Conflict):
+            await sleeper.resume(asleep, fence=3)
+        awake = await sleeper.resume(asleep, fence=5)
+        with pytest.raises(Conflict):
+            await sleeper.suspend(sandbox, fence=4)
+        assert await _status(await driver.dial(awake)) == b"HTTP/1.1 200"
+
+    async def test_a_suspended_sandbox_can_be_destroyed(
+        self, driver: SandboxDriver, sleeper: Suspendable, spec: SandboxSpec
+    ) -> None:
+        asleep = await sleeper.suspend(await driver.create(spec), fence=1)
+        await driver.destroy(spec.id)
+        assert await driver.observe(asleep) is Seen.GONE
+        assert await driver.inventory() == []
+        for call in (sleeper.suspend, sleeper.resume):
+            with pytest.raises(Unreachable):
+                await call(asleep, fence=1)
+
+    async def test_a_sandbox_that_dies_suspended_is_gone(
+        self, driver: SandboxDriver, sleeper: Suspendable, spec: SandboxSpec, crash: Crash | None
+    ) -> None:
+        if crash is None:
+            pytest.skip("this driver's sandboxes cannot be killed from outside")
+        asleep = await sleeper.suspend(await driver.create(spec), fence=1)
+        await crash(driver, asleep)
+
+        async def gone() -> bool:
+            return await driver.observe(asleep) is Seen.GONE
+
+        await eventually(gone, within=_PATIENCE_S)
+        with pytest.raises(Unreachable):
+            await sleeper.resume(asleep, fence=1)
+
+    async def test_suspended_sandboxes_outlive_the_driver_and_sleep_on(
+        self, open_driver: OpenDriver, spec: SandboxSpec
+    ) -> None:
+        async with open_driver() as driver:
+            if not (await driver.capabilities()).suspend:
+                pytest.skip("cannot suspend here")
+            assert isinstance(driver, Suspendable)
+            asleep = await driver.suspend(await driver.create(spec), fence=1)
+        async with open_driver() as driver:
+            assert isinstance(driver, Suspendable)
+            assert await driver.adopt(asleep) is Seen.ALIVE
+            with pytest.raises((TimeoutError, Unreachable)):
+                await _status(await driver.dial(asleep), within=_SILENCE_S)
+            awake = await driver.resume(asleep, fence=1)
+            assert await _status(await driver.dial(awake)) == b"HTTP/1.1 200"
+            await driver.destroy(spec.id)
+            assert await driver.inventory() == []
+
+    async def test_the_power_to_suspend_is_as_it_says(self, driver: SandboxDriver, spec: SandboxSpec) -> None:
+        offered = await driver.capabilities()
+        sandbox = await driver.create(spec)
+        assert offered.suspend == (sandbox.facts.get("sleep", "none") != "none")
+        assert offered.suspend or offered.cannot_suspend
+        if offered.suspend:
+            assert isinstance(driver, Suspendable)
+            await driver.destroy((await driver.suspend(sandbox, fence=1)).id)
+        elif isinstance(driver, Suspendable):
+            with pytest.raises(AgentCubeError):
+                await driver.suspend(sandbox, fence=1)
+            assert await _status(await driver.dial(await driver.resume(sandbox, fence=1))) == b"HTTP/1.1 200"
 
 
-async def _status(connection: socket.socket) -> bytes:
-    """The protocol and status code that answer a GET on the connection, which is closed after."""
+async def _status(connection: socket.socket, *, within: float = _PATIENCE_S) -> bytes:
+    """The protocol and status code that answer a GET on the connection, which is closed after. TimeoutError."""
     reader, writer = await asyncio.open_connection(sock=connection)
     try:
         writer.write(_HEALTH)
-        async with asyncio.timeout(_PATIENCE_S):
+        async with asyncio.timeout(within):
             line = await reader.readline()
             await reader.read()
     finally:

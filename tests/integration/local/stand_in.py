@@ -3,8 +3,10 @@
 Runs in the zygote (Python 3.9, standard library), from the bundle.
 """
 
+import array
 import json
 import os
+import signal
 import socket
 import subprocess
 
@@ -19,12 +21,15 @@ def run(config):
             answer = {"sandbox_id": config["sandbox_id"], "bound": False}
             if target == b"/run":
                 answer = _run(config, json.loads(body))
+            elif target == b"/fork":
+                answer = _fork(config, json.loads(body))
             data = json.dumps(answer).encode()
             connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(data) + data)
 
 
 def _run(config, argv):
     def become():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # which zygotes ignore
         for fd in config["cgroup_fds"]:
             os.write(fd, b"0")
         if not config["single_uid"]:
@@ -36,6 +41,17 @@ def _run(config, argv):
         argv, env=config["env"], cwd="/workspace", preexec_fn=become, capture_output=True, check=False
     )
     return {"exit_code": done.returncode, "stdout": done.stdout.decode(), "stderr": done.stderr.decode()}
+
+
+def _fork(config, code):
+    """What the program printed that the fork server runs."""
+    out, its = os.pipe()
+    link = socket.socket(fileno=os.dup(config["fork_server_fd"]))
+    with link, os.fdopen(out) as printed:
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [its]))
+        link.sendmsg([code.encode()], [rights])
+        os.close(its)
+        return {"stdout": printed.read(), "pid": config["fork_server_pid"]}
 
 
 def crash(config):

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from agentcube.drivers.local import processes
-from agentcube.model.ids import SandboxId, SessionId
+from agentcube.model.ids import SessionId
 from agentcube.model.plan import Seen
-from agentcube.model.sandbox import Endpoint, Isolation, Sandbox
 from agentcube.runtime.keys import RsaSigner
 from agentcube.testing.eventually import eventually
 from tests.integration.local.conftest import Box, Machine, opened
@@ -24,11 +20,13 @@ pytestmark = [pytest.mark.anyio, pytest.mark.serial]
 
 SERVER = """
 import json, sys
-import anyio
+import anyio, structlog
 from pathlib import Path
 from agentcube.drivers.local.driver import LocalDriver
 from agentcube.model.ids import SandboxId
 from agentcube.model.sandbox import SandboxSpec
+
+structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 
 async def main():
     root, key = Path(sys.argv[1]), sys.stdin.readline()
@@ -36,7 +34,11 @@ async def main():
         for number in range(5):
             spec = SandboxSpec(id=SandboxId(f"sb-{number}"), environment="", public_keys=(json.loads(key),))
             print((await driver.create(spec)).handle, flush=True)
-        print(json.dumps({"zygote": driver._zygote.pid}), flush=True)
+        spec = SandboxSpec(id=SandboxId("sb-loaded"), environment="tiny", patient=True)
+        print((await driver.create(spec)).handle, flush=True)
+        nurseries = driver._launcher.nurseries
+        zygotes = [nurseries.bare.zygote, *(warm.nursery.zygote for warm in nurseries._known.values())]
+        print(json.dumps([zygote.pid for zygote in zygotes]), flush=True)
         async with anyio.create_task_group() as group:
             for number in range(5, 50):  # so that the kill comes in the middle of some of them
                 spec = SandboxSpec(id=SandboxId(f"sb-{number}"), environment="")
@@ -47,39 +49,16 @@ anyio.run(main)
 """
 
 
-def sandbox_of(handle: str, machine: Machine) -> Sandbox:
-    """The record that a store would have kept."""
-    record = json.loads(handle)
-    path = machine.root / "run" / f"{record['id']}.sock"
-    return Sandbox(
-        id=SandboxId(record["id"]),
-        driver="local",
-        handle=handle,
-        isolation=Isolation.NAMESPACE,
-        picod=Endpoint(scheme="unix", path=str(path)),
-    )
-
-
 async def test_after_a_kill_sandboxes_live_and_everything_else_is_found(
     machine: Machine, signer: RsaSigner
 ) -> None:
-    server = subprocess.Popen(
-        [sys.executable, "-c", SERVER, str(machine.root)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": ":".join(p for p in sys.path if p)},
-        cwd=Path(__file__).parents[3],
-    )
-    with server:
-        assert server.stdin is not None
-        assert server.stdout is not None
-        server.stdin.write(json.dumps(signer.public_keys[0]) + "\n")
-        server.stdin.flush()
-        kept = [sandbox_of(server.stdout.readline(), machine) for _ in range(5)]
-        zygote = json.loads(server.stdout.readline())["zygote"]
-        server.send_signal(signal.SIGKILL)
-    await eventually(lambda: processes.start_ticks(zygote) is None)
+    machine.environment()
+    with machine.server(SERVER) as line:
+        kept = [machine.sandbox(line()) for _ in range(5)]
+        line()
+        zygotes = json.loads(line())
+    assert len(zygotes) == 2
+    await eventually(lambda: all(processes.start_ticks(zygote) is None for zygote in zygotes))
     async with opened(machine) as driver:
         boxes = []
         for sandbox in kept:

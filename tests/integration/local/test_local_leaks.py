@@ -9,7 +9,7 @@ import re
 import signal
 import stat
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,8 +22,9 @@ from agentcube.drivers.local.records import Record
 from agentcube.errors import AgentCubeError, Invalid, StartFailed
 from agentcube.model.plan import Seen
 from agentcube.model.sandbox import HostMount, Isolation
+from agentcube.runtime.keys import RsaSigner
 from agentcube.testing.eventually import eventually
-from tests.integration.local.conftest import IS_ROOT, Machine, opened
+from tests.integration.local.conftest import IS_ROOT, TINY, Machine, bare_zygote, made, opened, zygotes
 
 pytestmark = [pytest.mark.anyio, pytest.mark.serial]
 
@@ -96,6 +97,14 @@ def has_lived(machine: Machine) -> None:
     asyncio.run(live())
 
 
+@pytest.fixture(scope="module")
+async def driver(signer: RsaSigner) -> AsyncIterator[LocalDriver]:
+    """One for tests that make nothing, in folders of its own and without spares: counts stand still."""
+    with made(signer) as own:
+        async with opened(own, spares=0) as driver:
+            yield driver
+
+
 async def is_as(before: dict[str, int], machine: Machine) -> None:
     """Wait for the machine to hold just that again: the kernel frees some of it a moment later."""
     try:
@@ -129,6 +138,35 @@ async def test_after_many_lives_the_machine_holds_what_it_held_before(machine: M
         await is_as(before, machine)
 
 
+async def test_lives_with_libraries_leave_nothing_nor_do_their_zygotes(machine: Machine) -> None:
+    machine.environment()
+    outside = by_kind(count(machine))
+    async with machine.driver(spares=0) as driver:
+        spec = {"environment": TINY, "patient": True}
+        await driver.destroy((await driver.create(machine.spec(**spec))).id)
+        before = by_kind(count(machine))
+
+        async def life() -> None:
+            box = await machine.box(driver, **spec)
+            assert box.sandbox.facts["preload"] == "decimal"
+            await box.run("sh", "-c", "sleep 1000 &")
+            await driver.destroy(box.id)
+
+        for _ in range(2):
+            async with anyio.create_task_group() as group:
+                for _ in range(6):
+                    group.start_soon(life)
+        await is_as(before, machine)
+        creating = [asyncio.ensure_future(driver.create(machine.spec(**spec))) for _ in range(6)]
+        os.kill(zygotes(driver)[0].pid or 0, signal.SIGKILL)
+        for sandbox in await asyncio.gather(*creating):
+            await driver.destroy(sandbox.id)
+        machine.environment(["no_such_module"])
+        await driver.destroy((await driver.create(machine.spec(**spec))).id)
+        assert zygotes(driver) == []
+    await is_as(outside, machine)
+
+
 async def test_after_a_clean_stop_nothing_of_the_driver_is_left(machine: Machine) -> None:
     before = by_kind(count(machine))
     async with machine.driver() as driver:
@@ -158,7 +196,7 @@ async def test_a_zygote_that_is_killed_fails_no_start(machine: Machine) -> None:
         for milliseconds in (0, 20, 60):
             creating = [asyncio.ensure_future(driver.create(machine.spec())) for _ in range(10)]
             await asyncio.wait(creating, timeout=milliseconds / 1000, return_when=asyncio.FIRST_COMPLETED)
-            os.kill(driver._zygote.pid or 0, signal.SIGKILL)
+            os.kill(bare_zygote(driver).pid or 0, signal.SIGKILL)
             for sandbox in await asyncio.gather(*creating):
                 await driver.destroy(sandbox.id)
         assert await driver.inventory() == []
@@ -239,7 +277,7 @@ async def test_a_record_that_is_damaged_is_listed_and_destroyed(machine: Machine
 async def test_a_zygote_that_died_is_replaced_and_its_sandboxes_live_on(machine: Machine) -> None:
     async with opened(machine) as driver:
         first = await machine.box(driver)
-        pid = driver._zygote.pid
+        pid = bare_zygote(driver).pid
         assert pid is not None
         os.kill(pid, 9)
         second = await machine.box(driver)

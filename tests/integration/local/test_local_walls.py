@@ -10,7 +10,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,22 @@ from agentcube.drivers.local.driver import LocalDriver
 from agentcube.drivers.local.inside.numbers import NUMBERS, number
 from agentcube.drivers.local.launch import Sockets
 from agentcube.errors import Invalid, StartFailed
+from agentcube.model.ids import SessionId
 from agentcube.model.sandbox import HostMount
+from agentcube.runtime.keys import RsaSigner
 from tests.integration.local import probes
-from tests.integration.local.conftest import IS_ROOT, Box, Machine, opened
+from tests.integration.local.conftest import (
+    IS_ROOT,
+    STAND_IN,
+    TINY,
+    Box,
+    Forks,
+    Machine,
+    bare_zygote,
+    made,
+    opened,
+    zygotes,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -93,10 +106,31 @@ def _server_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AGENTCUBE_TEST_CANARY", CANARY)
 
 
+@pytest.fixture(scope="module", params=["program", "program of an environment's sandbox", "kernel"])
+async def hostile(
+    request: pytest.FixtureRequest, machine: Machine, driver: LocalDriver, signer: RsaSigner
+) -> AsyncIterator[Box]:
+    """Whoever runs the probes: a program, or a process that was forked with an environment's libraries in it."""
+    if request.param == "program":
+        yield await machine.box(driver)
+        return
+    machine.environment()
+    if request.param != "kernel":
+        box = await machine.box(driver, environment=TINY, patient=True)
+        assert box.sandbox.facts["preload"] == "decimal"
+        yield box
+        return
+    with made(signer) as another:
+        another.environment()
+        async with opened(another, **STAND_IN) as stand_in:
+            sandbox = await stand_in.create(another.spec(environment=TINY, patient=True))
+            yield Forks(stand_in, sandbox, SessionId("none"), signer)
+
+
 @pytest.mark.usefixtures("other")
 @pytest.mark.parametrize("name", sorted(probes.ALL))
-async def test_a_sandbox(name: str, box: Box, host: dict[str, Any]) -> None:
-    assert await verdict(box, probes.ALL[name], host) == "held"
+async def test_a_sandbox(name: str, hostile: Box, host: dict[str, Any]) -> None:
+    assert await verdict(hostile, probes.ALL[name], host) == "held"
 
 
 @pytest.fixture
@@ -152,8 +186,17 @@ async def test_the_ownership_probe_notices_missing_id_mapping(
 
 
 @needs_root
-async def test_the_zygote_has_given_up_root_and_sees_nothing(driver: LocalDriver) -> None:
-    pid = driver._zygote.pid
+@pytest.mark.parametrize("environment", ["", TINY])
+async def test_a_zygote_has_given_up_root_and_sees_no_machine(
+    environment: str, machine: Machine, driver: LocalDriver
+) -> None:
+    if environment:
+        machine.environment()
+        await machine.box(driver, environment=environment, patient=True)
+        zygote, sees = zygotes(driver)[0], {"usr", "opt", "etc", "proc", "stage", "tmp", "dev"}
+    else:
+        zygote, sees = bare_zygote(driver), {"proc", "stage"}
+    pid = zygote.pid
     status = dict(
         line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line
     )
@@ -162,8 +205,16 @@ async def test_the_zygote_has_given_up_root_and_sees_nothing(driver: LocalDriver
     assert [int(status[name], 16) for name in ("CapPrm", "CapEff", "CapBnd", "CapInh")] == [0] * 4
     assert status["NoNewPrivs"] == "1"
     assert status["Threads"] == "1"
-    assert sorted(os.listdir(f"/proc/{pid}/root")) == ["proc", "stage"]
-    assert Path(f"/proc/{pid}/environ").read_bytes() == b""
+    root = Path(f"/proc/{pid}/root")
+    assert sees <= set(os.listdir(root))
+    assert environment or sees == set(os.listdir(root))
+    assert not any(
+        (root / str(path).lstrip("/")).exists() for path in (Path(__file__), machine.root, "/etc/shadow")
+    )
+    assert b"AGENTCUBE" not in Path(f"/proc/{pid}/environ").read_bytes()
+    mounts = [line.split() for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines()]
+    writable = {fields[4] for fields in mounts if "ro" not in fields[5].split(",")}
+    assert {path for path in writable if not path.startswith(("/dev", "/proc", "/tmp"))} == set()
     for kind in ("mnt", "net", "ipc", "uts"):
         assert os.readlink(f"/proc/{pid}/ns/{kind}") != os.readlink(f"/proc/self/ns/{kind}")
 
@@ -185,9 +236,8 @@ async def test_picod_holds_its_sockets_its_log_and_nothing_of_the_host(box: Box,
         "anon_inode:[signalfd]",
         "anon_inode:[pidfd]",
     )
-    odd = [
-        n for n in links if not n.startswith(known) and not n.endswith((log, "/cgroup.procs", "/workspace"))
-    ]
+    ends = (log, "/cgroup.procs", "/memory.events", "/memory.oom_control", "/workspace")
+    odd = [name for name in links if not name.startswith(known) and not name.endswith(ends)]
     assert odd == []
     status = Path(f"/proc/{box.pid}/status").read_text()
     assert "CapEff:\t00000000000000e0" in status  # KILL, SETGID, SETUID, in its own user namespace

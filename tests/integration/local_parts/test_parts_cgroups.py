@@ -258,6 +258,29 @@ def test_two_instances_do_not_see_each_other(tree: CgroupTree, group: SandboxCgr
         other.cleanup()
 
 
+def test_whether_sandboxes_can_be_frozen_is_tried(tree: CgroupTree) -> None:
+    assert tree.freezes == any(h.freezes for h in tree.hierarchies)
+    assert tree.inventory() == set()  # the trial is over
+
+
+def test_the_v1_freezer_is_tried_too_and_other_groups_freeze_nothing() -> None:
+    base = Path("/sys/fs/cgroup/freezer")
+    if not os.access(base, os.W_OK):
+        pytest.skip("no v1 freezer to use here")
+    hierarchy = Hierarchy(1, frozenset({"freezer"}), base / f"agentcube/test-{uuid.uuid4().hex[:8]}")
+    make(hierarchy.base)
+    freezer = CgroupTree("x", [hierarchy])
+    try:
+        assert freezer._try_to_freeze()
+        assert freezer.inventory() == set()
+    finally:
+        freezer.cleanup()
+    cpu = Hierarchy(1, frozenset({"cpu"}), Path("/nonexistent"))
+    missing = Hierarchy(2, frozenset(), Path("/proc/nonexistent"))
+    for other in ([], [cpu], [missing]):
+        assert not CgroupTree("x", other)._try_to_freeze()
+
+
 def test_without_a_v2_tree_signals_and_the_v1_freezer_do_it(start: Start) -> None:
     base = Path("/sys/fs/cgroup/freezer")
     if not os.access(base, os.W_OK) or not (base / "cgroup.procs").exists():

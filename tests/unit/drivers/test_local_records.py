@@ -87,7 +87,7 @@ def test_the_zip_holds_picod_and_what_is_inside_and_runs_isolated(tmp_path: Path
     names = zipfile.ZipFile(archive).namelist()
     assert "__main__.py" in names
     packages = {name.split("/")[1] for name in names if name.startswith("agentcube/") and name.count("/") > 1}
-    assert packages == {"http1", "picod", "drivers"}
+    assert packages == {"http1", "picod", "kernelhost", "drivers"}
     assert not [
         n for n in names if n.startswith("agentcube/drivers/") and "inside" not in n and "__init__" not in n
     ]

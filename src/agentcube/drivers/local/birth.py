@@ -16,9 +16,9 @@ from agentcube.drivers.local.inside.birth import (
     BORN,
     DESCRIPTORS_MAX,
     MESSAGE_BYTES_MAX,
-    UNSHARED,
     WORKSPACE,
 )
+from agentcube.drivers.local.inside.enclosure import UNSHARED
 from agentcube.drivers.local.zygote import Zygote
 from agentcube.errors import AgentCubeError, CapacityExhausted, Invalid, StartFailed, StartTimedOut
 
@@ -103,8 +103,11 @@ class Birth:
             raise
 
     def await_running(self) -> dict[str, Any]:
-        """What the child says of its walls when PicoD starts."""
-        answer: dict[str, Any] = json.loads(self._receive("set the sandbox up")[0])
+        """What the child says of its walls when PicoD starts: `landlock` and `fork_server`."""
+        data = self._receive("set the sandbox up")[0]
+        answer = _parsed(data)
+        if answer is None or not answer.keys() >= {"landlock", "fork_server"}:
+            raise StartFailed(f"the zygote talks nonsense: {data[:40]!r}")
         return answer
 
     def _send(self, message: list[bytes], fds: list[int]) -> None:
@@ -126,12 +129,22 @@ class Birth:
             data = b""
         if not data:
             raise StartFailed(f"the sandbox's process was killed before it could {step}")
-        if data[:1] == b"{" and "error" in (answer := json.loads(data)):
-            raise _failure(answer["error"], answer["errno"])
+        answer = _parsed(data)
+        if answer is not None and "error" in answer:
+            raise _failure(str(answer["error"]), answer.get("errno"))
         if expected is not None and data != expected:
             raise StartFailed(f"the zygote talks nonsense: {data[:40]!r}")
         pids = [_CREDENTIALS.unpack(d)[0] for _, kind, d in ancillary if kind == _SCM_CREDENTIALS]
         return data, pids[0]
+
+
+def _parsed(data: bytes) -> dict[str, Any] | None:
+    """The JSON object in `data`; None for anything else, which libraries in a zygote may have sent."""
+    try:
+        answer = json.loads(data)
+    except ValueError:
+        return None
+    return answer if isinstance(answer, dict) else None
 
 
 def _failure(text: str, number: int | None) -> AgentCubeError:

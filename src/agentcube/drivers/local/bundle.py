@@ -15,7 +15,7 @@ _SOURCE = Path(agentcube.__file__).parent
 _EMPTY_PACKAGES = ("", "drivers", "drivers/local")
 """Packages that are only a way to what is below them; their own code belongs to the server."""
 
-_PARTS = ("durations.py", "http1", "picod", "drivers/local/inside")
+_PARTS = ("durations.py", "http1", "kernelhost", "picod", "drivers/local/inside")
 
 _MAIN = "from agentcube.drivers.local.inside.zygote import main\n\nmain()\n"
 

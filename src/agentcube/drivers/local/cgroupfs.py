@@ -45,6 +45,11 @@ class Hierarchy:
         """Whether a sandbox has the groups `picod` and `user` here, or only one for both."""
         return any(name in self.controllers for name in _LIMITED)
 
+    @property
+    def freezes(self) -> bool:
+        """Whether its groups have a freezer."""
+        return self.version == 2 or "freezer" in self.controllers
+
     def child(self, name: str) -> Self:
         """The same tree at a directory below."""
         return replace(self, base=self.base / name)

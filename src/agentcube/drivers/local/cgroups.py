@@ -21,10 +21,12 @@ from agentcube.model.sandbox import Resources
 __all__ = ["CgroupTree", "SandboxCgroup"]
 
 FOLDER = "agentcube"
-PICOD_MEMORY_BYTES = 256 << 20
-"""PicoD's own bound: a Python process of 20 MB, 32 MiB of outputs, and one JSON body of 32 MiB, which
-takes eight times that while it is read when its characters are rare ones."""
+PICOD_MEMORY_BYTES = 384 << 20
+"""PicoD's own bound: a Python process of 20 MB, 32 MiB of the outputs of calls, 64 MiB of those of
+processes, 48 MiB of kernels' events, and one JSON body of 32 MiB, which takes up to eight times that
+while it is read when its characters are rare ones."""
 
+_TRIAL = "trial"  # no sandbox's name: those begin with sb-
 _CPU_PERIOD_US = 100_000  # the kernel's default; quotas below 1 ms are refused
 
 
@@ -32,10 +34,12 @@ class CgroupTree:
     """All control groups of one server instance.
 
     `limits` is "cgroup" when memory and process counts can be limited here, else "rlimit": the
-    launcher then bounds them with rlimits and PicoD's metering.
+    launcher then bounds them with rlimits and PicoD's metering. `freezes` is whether a sandbox can be
+    frozen here.
     """
 
     limits: Literal["cgroup", "rlimit"]
+    freezes: bool = False
 
     def __init__(
         self, instance: str, hierarchies: Sequence[Hierarchy], moved_from: Path | None = None
@@ -58,6 +62,7 @@ class CgroupTree:
         """
         found, moved_from = detect(f"{FOLDER}/{instance}")
         tree = cls(instance, found, moved_from)
+        tree.freezes = tree._try_to_freeze()
         if favor_moves and tree.limits == "cgroup":
             tree.favor_moves()
         return tree
@@ -76,7 +81,7 @@ class CgroupTree:
         """Fresh groups with limits for one sandbox. Nothing is left when it fails.
 
         `memory_bytes` and `pids_max` hold for the user's processes, swap included where the kernel
-        counts both together. PicoD has 256 MiB of its own, plus what it may be charged for: pages of
+        counts both together. PicoD has 384 MiB of its own, plus what it may be charged for: pages of
         /tmp and of a workspace in memory belong to whoever writes them first. A workspace on disk
         adds nothing: its cached pages are dropped when the group is full.
 
@@ -127,6 +132,21 @@ class CgroupTree:
                 self._favoring = kernel.new_mount("cgroup", options, 0, "favor moves between control groups")
             except OSError:
                 return False
+        return True
+
+    def _try_to_freeze(self) -> bool:
+        """Whether an empty group can be frozen and thawed."""
+        freezing = {h.key: str(h.base / _TRIAL) for h in self.hierarchies if h.freezes}
+        trial = SandboxCgroup(_TRIAL, freezing)
+        try:
+            for dir in freezing.values():
+                os.makedirs(dir, exist_ok=True)
+            trial.freeze()
+            trial.thaw()
+        except (OSError, DriverFailed):
+            return False
+        finally:
+            trial.remove()
         return True
 
     def cleanup(self) -> None:

@@ -71,7 +71,6 @@ def checks(data_dir: Path | None = None) -> list[Check]:
         _gvisor,
         _criu,
         _kvm,
-        _redis,
     ]
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 2) as pool:
         return list(pool.map(lambda attempt: attempt(), tries))
@@ -311,10 +310,6 @@ def _kvm() -> Check:
             "/dev/kvm is there; not probed: whether a guest really runs is unknown; not used by this version"
         )
     return Check(name="kvm", ok=None, detail=detail)
-
-
-def _redis() -> Check:
-    return Check(name="redis", ok=None, detail="not needed on one machine: sessions are kept in SQLite")
 
 
 def _number(path: Path) -> int | None:

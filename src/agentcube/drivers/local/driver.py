@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -19,24 +20,26 @@ import anyio.to_thread
 
 from agentcube.drivers import daemon
 from agentcube.drivers.local import dialing, identity, images, launch, processes
-from agentcube.drivers.local.cgroups import CgroupTree
+from agentcube.drivers.local.cgroups import CgroupTree, SandboxCgroup
 from agentcube.drivers.local.environments import Environments
 from agentcube.drivers.local.inside import landlock
 from agentcube.drivers.local.inside.numbers import UnsupportedMachine, machine
 from agentcube.drivers.local.launch import Launcher, Sockets
-from agentcube.drivers.local.nursery import Nursery
+from agentcube.drivers.local.nurseries import IDLE_S, Kit, Nurseries
 from agentcube.drivers.local.records import Record, Records
 from agentcube.drivers.local.steps import finished, named
 from agentcube.drivers.local.uidrange import UidRanges
 from agentcube.drivers.local.workspace import Workspaces
-from agentcube.drivers.local.zygote import Zygote
 from agentcube.errors import (
     AgentCubeError,
     CapacityExhausted,
+    Conflict,
     DriverFailed,
     Invalid,
     NotFound,
     StartFailed,
+    StartTimedOut,
+    Unreachable,
 )
 from agentcube.model.ids import SandboxId
 from agentcube.model.plan import Seen
@@ -44,26 +47,39 @@ from agentcube.model.sandbox import Endpoint, Isolation, Sandbox, SandboxSpec
 from agentcube.ports.driver import Capabilities, Usage
 
 ENTRY = "agentcube.picod.main:run"
+FORK_SERVER = "agentcube.kernelhost.forkserver"
 
 _LAUNCHES_MAX = 8  # at once: most of a launch is waiting for the child, and two cores are soon busy
 _BUILDS_MAX = 2
+_PATIENT_MAX = 64  # threads that only wait
 _SPARES = 2
+_ENVIRONMENTS = 4
+_PATIENCE_S = 15.0  # for an environment's libraries; loading the usual ones takes 1 to 3
 _DESTROY_S = 10.0
+_FREEZES_MAX = 4  # at once; one that fails takes 5 s, and wakes must not wait for that
+_NO_FREEZER = (
+    "this server has no control group that can freeze a sandbox: run it as root, or in a delegated group "
+    "(`agentcube doctor` says how)"
+)
 _ENOUGH = (Isolation.PROCESS, Isolation.NAMESPACE)
 
 T = TypeVar("T")
 
 
 class LocalDriver:
-    """Implements `ports.driver.SandboxDriver` on this machine; use it as an async context manager.
+    """Implements `ports.driver.SandboxDriver` and `Suspendable` on this machine; an async context manager.
 
     Args:
         data_dir: durable state: `sandboxes/` and `images/`.
         runtime_dir: sockets; short (they are limited to 108 bytes), ours alone, exists.
         env_cache: Python environments of `image: host`; None for this user's cache.
         host_paths: directories that templates may use; looked at again whenever one is opened. None: any.
-        spares: how many processes wait to become a sandbox (4 MB each; a launch then takes a third less).
-        off, entry, extra: for tests of the walls only: guards to leave out, another PicoD, its modules.
+        spares: how many processes of each zygote wait to become a sandbox (4 MB each; a launch then takes
+            a third less).
+        environments: for how many Python environments a zygote is kept that has their libraries loaded, each
+            until nothing was born from it for `environments_idle_s` seconds.
+        off, entry, fork_server, extra: for tests of the walls only: guards to leave out, another PicoD, another
+            fork server, their modules.
     """
 
     name = "local"
@@ -76,8 +92,11 @@ class LocalDriver:
         env_cache: Path | None = None,
         host_paths: Sequence[Path] | None = None,
         spares: int = _SPARES,
+        environments: int = _ENVIRONMENTS,
+        environments_idle_s: float = IDLE_S,
         off: Collection[str] = (),
         entry: str = ENTRY,
+        fork_server: str = FORK_SERVER,
         extra: tuple[Path, ...] = (),
     ) -> None:
         self._images = data_dir / "images"
@@ -87,16 +106,26 @@ class LocalDriver:
         self._instance = hashlib.sha256(os.fsencode(data_dir.resolve())).hexdigest()[:8]
         self._workspaces = Workspaces(self._images / "workspaces")
         self._host_paths = None if host_paths is None else [os.path.realpath(p) for p in host_paths]
-        self._spares = spares
-        self._off, self._entry, self._extra = off, entry, extra
         self._ranges = UidRanges.detect()
+        self._kit = Kit(
+            folder=runtime_dir,
+            entry=entry,
+            fork_server=fork_server,
+            ranges=self._ranges,
+            spares=spares,
+            idle_s=environments_idle_s,
+            off=off,
+            extra=extra,
+        )
+        self._warm_most = environments
         self._launches = anyio.CapacityLimiter(_LAUNCHES_MAX)
         self._calls = anyio.CapacityLimiter(_LAUNCHES_MAX)
         self._builds = anyio.CapacityLimiter(_BUILDS_MAX)
+        self._patient = anyio.CapacityLimiter(_PATIENT_MAX)
+        self._freezes = anyio.CapacityLimiter(_FREEZES_MAX)
         self._locks: dict[SandboxId, tuple[anyio.Lock, int]] = {}
+        self._fences: dict[SandboxId, int] = {}
         self._pidfds: dict[SandboxId, int] = {}
-        self._zygote_uid: int | None = None
-        self._zygote: Zygote
         self._launcher: Launcher
 
     async def __aenter__(self) -> Self:
@@ -125,53 +154,44 @@ class LocalDriver:
         for record in filter(None, map(self._records.find, self._records.ids())):
             if record.uid_base is not None and record.uid_base not in self._ranges.in_use():
                 self._ranges.reserve(record.uid_base)
-        mode = self._identity()
+        mode, uid = self._identity()
         self._runtime_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Before the zygote: in a delegated v2 group this process moves into a leaf, and what it starts
         # afterwards is born there.
         cgroups = CgroupTree.detect(self._instance)
-        zygote = Zygote(
-            self._runtime_dir, uid=self._zygote_uid, entry=self._entry, off=self._off, extra=self._extra
-        )
-        nursery = Nursery(zygote, mode, self._ranges, spares=self._spares, off=self._off)
+        nurseries = Nurseries(self._kit, mode, uid, most=self._warm_most)
         try:
-            zygote.start()
-            nursery.start()
+            nurseries.start()
         except AgentCubeError:
-            zygote.close()
+            nurseries.close()
             cgroups.cleanup()
             raise
-        self._zygote = zygote
         return Launcher(
-            nursery=nursery,
+            kit=self._kit,
+            nurseries=nurseries,
             cgroups=cgroups,
             workspaces=self._workspaces,
             records=self._records,
-            runtime_dir=self._runtime_dir,
-            entry=self._entry,
             host_paths=self._host_paths,
-            off=self._off,
         )
 
-    def _identity(self) -> identity.Identity:
+    def _identity(self) -> tuple[identity.Identity, int | None]:
         """How ids can be mapped, with a range for the zygote where it is to give up root."""
         mode = identity.detect()
-        if mode.lends:
-            try:
-                self._zygote_uid = self._ranges.allocate()
-            except CapacityExhausted:
-                if self._ranges.in_use():
-                    raise
-                return identity.Identity("single")  # root without ids to give, as in a rootless container
-        return mode
+        if not mode.lends:
+            return mode, None
+        try:
+            return mode, self._ranges.allocate()
+        except CapacityExhausted:
+            if self._ranges.in_use():
+                raise
+            return identity.Identity("single"), None  # root without ids to give, as in a rootless container
 
     def _stop(self) -> None:
-        self._launcher.nursery.close()
-        self._zygote.close()
+        self._launcher.nurseries.close()
         self._launcher.cgroups.cleanup()
         while self._pidfds:
             os.close(self._pidfds.popitem()[1])
-        self._launcher.nursery.release(self._zygote_uid)
 
     async def capabilities(self) -> Capabilities:
         return await self._in_thread(self._capabilities)
@@ -185,13 +205,19 @@ class LocalDriver:
             "uid": mode.mode,
             "limits": cgroups.limits,
             "cgroups": cgroups.version,
+            "sleep": launch.sleep_tier(cgroups),
             "workspace": "disk" if disk else "memory",
             "quota": "hard",
             "landlock": str(landlock.abi() or "none"),
             "seccomp": "allow-list",
             "network": "none",
         }
-        return Capabilities(isolation=Isolation.NAMESPACE, suspend=False, facts=facts)
+        return Capabilities(
+            isolation=Isolation.NAMESPACE,
+            suspend=cgroups.freezes,
+            cannot_suspend="" if cgroups.freezes else _NO_FREEZER,
+            facts=facts,
+        )
 
     async def create(self, spec: SandboxSpec) -> Sandbox:
         if spec.isolation not in _ENOUGH:
@@ -205,6 +231,14 @@ class LocalDriver:
             image = await anyio.to_thread.run_sync(
                 self._resolve, spec.image, spec.environment, limiter=self._builds, abandon_on_cancel=True
             )
+        if spec.patient:
+            await anyio.to_thread.run_sync(
+                self._launcher.nurseries.prepare,
+                image,
+                _PATIENCE_S,
+                limiter=self._patient,
+                abandon_on_cancel=True,
+            )
         async with self._alone(spec.id):
             if self._records.folder(spec.id).exists():
                 record = await self._in_thread(self._records.find, spec.id)
@@ -213,7 +247,7 @@ class LocalDriver:
                 await self._destroy(spec.id)
             try:
                 with named(f"start sandbox {spec.id}"):
-                    return await finished(self._make(spec, image))
+                    return await finished(self._make_somehow(spec, image))
             except BaseException:
                 await finished(self._destroy(spec.id))
                 raise
@@ -230,8 +264,23 @@ class LocalDriver:
         except NotFound as exc:
             raise Invalid(exc.detail) from exc
 
-    async def _make(self, spec: SandboxSpec, image: images.ImageRoot) -> Sandbox:
-        record = await anyio.to_thread.run_sync(self._launcher.launch, spec, image, limiter=self._launches)
+    async def _make_somehow(self, spec: SandboxSpec, image: images.ImageRoot) -> Sandbox:
+        """Born with its environment's libraries; without them where that fails and this does not."""
+        try:
+            return await self._make(spec, image)
+        except (StartFailed, StartTimedOut) as exc:
+            record = await self._in_thread(self._records.find, spec.id)
+            if record is None or record.facts.get("preload", launch.NOTHING) == launch.NOTHING:
+                raise
+            reason = exc.detail
+        await self._destroy(spec.id)
+        sandbox = await self._make(spec, image, plain=True)
+        await self._in_thread(self._launcher.nurseries.blame, image, reason)
+        return sandbox
+
+    async def _make(self, spec: SandboxSpec, image: images.ImageRoot, *, plain: bool = False) -> Sandbox:
+        call = partial(self._launcher.launch, spec, image, plain=plain)
+        record = await anyio.to_thread.run_sync(call, limiter=self._launches)
         sandbox = self._sandbox(record)
         try:
             health = await daemon.health(await self.dial(sandbox))
@@ -255,6 +304,7 @@ class LocalDriver:
             isolation=Isolation.NAMESPACE,
             picod=Endpoint(scheme="unix", path=str(sockets.picod)),
             ports={port: Endpoint(scheme="passed", path=control_path, port=port) for port in record.ports},
+            others=Endpoint(scheme="passed", path=control_path),
             facts=dict(record.facts),
         )
 
@@ -290,9 +340,12 @@ class LocalDriver:
         record = Record.parse(sandbox.handle)
         if record.id != sandbox.id:
             raise DriverFailed(f"sandbox {sandbox.id} carries the handle of {record.id}")
-        self._launcher.nursery.reserve(record.uid_base)
+        self._launcher.reserve(record.uid_base)
         if self._look(record) is Seen.GONE:
             return Seen.GONE
+        with named(f"look at sandbox {record.id}"):
+            if await self._in_thread(self._group(record).is_held):
+                return Seen.ALIVE
         try:
             health = await daemon.health(await self.dial(sandbox))
         except AgentCubeError:
@@ -313,11 +366,12 @@ class LocalDriver:
             await finished(self._destroy(id))
 
     async def _destroy(self, id: SandboxId) -> None:
+        self._fences.pop(id, None)
         pidfd = self._pidfds.pop(id, None)
         with named(f"destroy sandbox {id}"):
             record = await self._in_thread(self._raze, id, pidfd)
         if record is not None:
-            self._launcher.nursery.release(record.uid_base)
+            self._launcher.release(record.uid_base)
 
     def _raze(self, id: SandboxId, pidfd: int | None) -> Record | None:
         """Kill and remove all that exists of the sandbox, the record last; returns it."""
@@ -342,6 +396,41 @@ class LocalDriver:
         self._records.remove(id)
         return record
 
+    async def suspend(self, sandbox: Sandbox, *, fence: int) -> Sandbox:
+        record = Record.parse(sandbox.handle)
+        async with self._living(record, fence):
+            await finished(anyio.to_thread.run_sync(self._group(record).freeze, limiter=self._freezes))
+        return sandbox
+
+    async def resume(self, sandbox: Sandbox, *, fence: int) -> Sandbox:
+        record = Record.parse(sandbox.handle)
+        async with self._living(record, fence):
+            await finished(self._in_thread(self._group(record).thaw))
+        return sandbox
+
+    @asynccontextmanager
+    async def _living(self, record: Record, fence: int) -> AsyncIterator[None]:
+        """No other change of the sandbox meanwhile; its process 1 lives, before and after.
+
+        Raises Unreachable, and Conflict when the call is late. Nobody else drives these sandboxes: that
+        what was wanted last is forgotten with the process does no harm.
+        """
+        async with self._alone(record.id):
+            if fence < self._fences.get(record.id, 0):
+                raise Conflict(f"sandbox {record.id} is wanted otherwise meanwhile", sandbox=record.id)
+            self._must_live(record)
+            self._fences[record.id] = fence
+            with named(f"freeze or thaw sandbox {record.id}"):
+                yield
+            self._must_live(record)
+
+    def _must_live(self, record: Record) -> None:
+        if self._look(record) is Seen.GONE:
+            raise Unreachable(f"sandbox {record.id} is no more")
+
+    def _group(self, record: Record) -> SandboxCgroup:
+        return self._launcher.cgroups.open(record.id, record.cgroups)
+
     async def usage(self, sandbox: Sandbox) -> Usage:
         record = Record.parse(sandbox.handle)
         alive = self._look(record) is Seen.ALIVE
@@ -351,7 +440,7 @@ class LocalDriver:
     def _usage(self, record: Record, alive: bool) -> Usage:
         disk = self._workspaces.used_bytes(self._records.folder(record.id))
         if self._launcher.cgroups.limits == "cgroup":
-            used = self._launcher.cgroups.open(record.id, record.cgroups).usage()
+            used = self._group(record).usage()
             return replace(used, workspace_bytes=disk)
         if not alive:
             return Usage(workspace_bytes=disk)

@@ -16,10 +16,11 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import platformdirs
 
@@ -32,8 +33,14 @@ MOUNTED_AT = "/opt/agentcube/env"
 
 DEFAULT = "default"
 
-DEFAULT_REQUIREMENTS = "numpy>=2.2,<3\npandas>=2.2,<4\nmatplotlib>=3.10,<4\n"
+DEFAULT_REQUIREMENTS = "numpy>=2.2,<3\npandas>=2.2,<4\nmatplotlib>=3.10,<4\nipython>=8.18,<10\n"
 """What the environment `default` holds. Changing it builds a new one for everybody."""
+
+USUAL = ("IPython", "numpy", "pandas", "matplotlib")
+"""Modules that are preloaded when nobody says which: those of them that an environment has."""
+
+MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
+"""A module's name as `import` takes it."""
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _REQUIREMENTS_BYTES_MAX = 256 << 10
@@ -46,13 +53,23 @@ Progress = Callable[[str], None]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Environment:
     """One environment. `path` is None until it is built for this Python; `folder` is what relative paths
-    in `requirements` start from.
+    in `requirements` start from. `preload` are modules that kernels find imported; empty until it is built
+    unless somebody named them.
     """
 
     name: str
     requirements: str
     folder: str
     path: Path | None
+    preload: tuple[str, ...]
+
+
+class _Definition(NamedTuple):
+    """What somebody said an environment is to be."""
+
+    requirements: str
+    folder: str = ""
+    preload: tuple[str, ...] | None = None
 
 
 class Environments:
@@ -95,22 +112,36 @@ class Environments:
             )
         return path
 
-    def create(self, name: str, requirements_file: Path, progress: Progress | None = None) -> Path:
+    def create(
+        self,
+        name: str,
+        requirements_file: Path,
+        progress: Progress | None = None,
+        *,
+        preload: Sequence[str] | None = None,
+    ) -> Path:
         """Define environment `name` by a requirements file and build it; replaces an earlier definition.
 
         Sandboxes that run keep the environment they have. Paths inside the file are relative to it.
+        `preload` names the modules that kernels are to find imported; None: the usual ones it has.
 
         Raises:
-            Invalid: the name, the file, or a requirement in it.
+            Invalid: the name, the file, a requirement in it, or a module that cannot be imported.
             StartFailed: it could not be built; the earlier definition stays.
         """
         _check_name(name)
         if name == DEFAULT:
             raise Invalid(f"environment {DEFAULT!r} is built in: choose another name")
+        for module in preload or ():
+            if not MODULE.fullmatch(module):
+                raise Invalid(f"{module!r} is not a module to preload: give names as 'import' takes them")
         requirements = _read_requirements(requirements_file)
         folder = str(requirements_file.resolve().parent)
         path = self._build(name, requirements, folder, progress)
-        _write_whole(self._root / f"{name}.json", {"requirements": requirements, "folder": folder})
+        if preload:
+            venvs.check_imports(path, preload, self._programs)
+        definition = {"requirements": requirements, "folder": folder, "preload": preload}
+        _write_whole(self._root / f"{name}.json", definition)
         return path
 
     def ensure(self, name: str, progress: Progress | None = None) -> Path:
@@ -125,13 +156,27 @@ class Environments:
             return environment.path
         return self._build(name, environment.requirements, environment.folder, progress)
 
+    def prepare(self, name: str) -> tuple[Path, tuple[str, ...]]:
+        """Where environment `name` is, as `ensure` has it, and what kernels are to find imported."""
+        environment = self._environment(name)
+        if environment.path is None:
+            self.ensure(name)
+            environment = self._environment(name)
+        assert environment.path is not None
+        return environment.path, environment.preload
+
     def _environment(self, name: str) -> Environment:
         _check_name(name)
         self._check_ours()
-        requirements, folder = (DEFAULT_REQUIREMENTS, "") if name == DEFAULT else self._definition(name)
-        path = self._root / _key(name, requirements)
+        known = _Definition(DEFAULT_REQUIREMENTS) if name == DEFAULT else self._definition(name)
+        path = self._root / _key(name, known.requirements)
         found = path if path.is_dir() else None
-        return Environment(name=name, requirements=requirements, folder=folder, path=found)
+        preload = known.preload
+        if preload is None:
+            preload = tuple(name for name in USUAL if found and venvs.has_module(found, name))
+        return Environment(
+            name=name, requirements=known.requirements, folder=known.folder, path=found, preload=preload
+        )
 
     def _check_ours(self) -> None:
         """We run what lies here, and so do sandboxes. With sudo it may be the caller's. Raises Invalid."""
@@ -145,17 +190,22 @@ class Environments:
                 "set XDG_CACHE_HOME to a directory of this user; with sudo, use 'sudo -H'"
             )
 
-    def _definition(self, name: str) -> tuple[str, str]:
+    def _definition(self, name: str) -> _Definition:
         path = self._root / f"{name}.json"
         try:
             definition = json.loads(path.read_text())
-            return str(definition["requirements"]), str(definition["folder"])
+            preload = definition.get("preload")
+            return _Definition(
+                str(definition["requirements"]),
+                str(definition["folder"]),
+                None if preload is None else tuple(str(module) for module in preload),
+            )
         except FileNotFoundError:
             raise NotFound(
                 f"no Python environment {name!r}: make it with 'agentcube env create {name} --requirements FILE'",
                 environment=name,
             ) from None
-        except (OSError, ValueError, KeyError, TypeError) as exc:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
             raise Invalid(
                 f"the definition of environment {name!r} is damaged: create it again ({path})"
             ) from exc
@@ -237,7 +287,7 @@ def _read_requirements(path: Path) -> str:
         raise Invalid(f"cannot read requirements file {path}: {reason}") from exc
 
 
-def _write_whole(path: Path, definition: dict[str, str]) -> None:
+def _write_whole(path: Path, definition: Mapping[str, object]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}")
     temporary.write_text(json.dumps(definition, indent=1) + "\n")
     os.replace(temporary, path)

@@ -26,13 +26,26 @@ class ImageRoot:
 
     `lower` is the overlay's read-only lower directory. `binds` are mounted over it read-only, in
     this order; a target that is missing in `lower` has to be made. `path` is PATH, `env` further
-    variables that programs in this image want.
+    variables that programs in this image want. `preload` are modules of its Python environment, built
+    at `environment`, that kernels are to find imported.
     """
 
     lower: Path
     binds: tuple[Bind, ...] = ()
     path: str = SYSTEM_PATH
     env: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    environment: Path | None = None
+    preload: tuple[str, ...] = ()
+
+    def environ(self) -> dict[str, str]:
+        """What every program in a sandbox of this image finds in its environment, before the template's own."""
+        return {
+            "PATH": self.path,
+            "HOME": "/workspace",
+            "USER": "sandbox",
+            "LANG": "C.UTF-8",
+            **self.env,
+        }
 
 
 def resolve(
@@ -69,7 +82,7 @@ def resolve(
 
 
 def _host(environment: str, root: Path, environments: Environments) -> ImageRoot:
-    env_path = environments.ensure(environment) if environment else None
+    env_path, preload = environments.prepare(environment) if environment else (None, ())
     skeleton = hostimage.skeleton(root)
     binds = hostimage.binds(root)
     if env_path is None:
@@ -78,7 +91,9 @@ def _host(environment: str, root: Path, environments: Environments) -> ImageRoot
         skeleton,
         (*binds, Bind(env_path, MOUNTED_AT)),
         path=f"{MOUNTED_AT}/bin:{SYSTEM_PATH}",
-        env={"VIRTUAL_ENV": MOUNTED_AT, "MPLBACKEND": "Agg", "MPLCONFIGDIR": "/tmp/.matplotlib"},  # noqa: S108  # in the sandbox
+        env={"VIRTUAL_ENV": MOUNTED_AT, "MPLCONFIGDIR": "/tmp/.matplotlib"},  # noqa: S108  # in the sandbox
+        environment=env_path,
+        preload=preload,
     )
 
 

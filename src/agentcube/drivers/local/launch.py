@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache
@@ -12,22 +12,26 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from agentcube.drivers.local.birth import Birth
 from agentcube.drivers.local.cgroups import CgroupTree
 from agentcube.drivers.local.identity import USER, Identity
 from agentcube.drivers.local.images import ImageRoot
 from agentcube.drivers.local.inside import kernel
+from agentcube.drivers.local.inside.enclosure import SOURCES
 from agentcube.drivers.local.inside.root import DEVICES
-from agentcube.drivers.local.nursery import Nursery
+from agentcube.drivers.local.nurseries import Kit, Nurseries
+from agentcube.drivers.local.nursery import Embryo
 from agentcube.drivers.local.records import LOG, Record, Records
 from agentcube.drivers.local.steps import failure
 from agentcube.drivers.local.workspace import Workspaces
-from agentcube.errors import Invalid, StartFailed
+from agentcube.drivers.local.zygote import Zygote
+from agentcube.errors import Conflict, Invalid, StartFailed
 from agentcube.model.ids import SandboxId
 from agentcube.model.sandbox import HostMount, SandboxSpec
 
 WORKSPACE = "/workspace"
 _BACKLOG = 1024
+NOTHING = "none"
+"""Fact `preload` of a sandbox without a fork server."""
 _OWN = ("/", "/dev", "/proc", "/sys", "/workspace", "/tmp")  # noqa: S108  # inside
 
 
@@ -51,29 +55,31 @@ class Sockets:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launcher:
-    """What every launch needs.
+    """What every launch needs. `kit` is what it shares with the zygotes.
 
     `host_paths` are the directories that templates may use, real paths; None when that is somebody
-    else's business. `off` are guards that a test turned off; nothing else can set them.
+    else's business.
     """
 
-    nursery: Nursery
+    kit: Kit
+    nurseries: Nurseries
     cgroups: CgroupTree
     workspaces: Workspaces
     records: Records
-    runtime_dir: Path
-    entry: str
     host_paths: Sequence[str] | None = None
-    off: Collection[str] = ()
 
-    def launch(self, spec: SandboxSpec, image: ImageRoot) -> Record:
+    def launch(self, spec: SandboxSpec, image: ImageRoot, *, plain: bool = False) -> Record:
         """A sandbox whose PicoD starts; every step is on record before it is taken.
+
+        Unless `plain`, it is born of its environment's zygote where that is warm.
 
         Raises:
             StartFailed, StartTimedOut, CapacityExhausted, Invalid, DriverFailed: names the step.
         """
         with ExitStack() as stack:
-            embryo = self.nursery.take()
+            # What a template lends lies outside of what an environment's zygote sees.
+            plain = plain or (bool(spec.mounts) and not self.identity.lends)
+            embryo = self.nurseries.take(image, plain=plain)
             stack.callback(embryo.birth.close)
             record = Record(
                 id=spec.id,
@@ -82,22 +88,23 @@ class Launcher:
                 start=embryo.start,
                 uid_base=embryo.uid_base,
                 cgroups=cgroup_paths(self.cgroups, spec.id),
-                facts=self._facts(),
+                facts=self._facts(embryo),
                 ports=[p.port for p in spec.ports],
             )
             try:
                 self.records.write(record)
             except BaseException:
-                self.nursery.release(embryo.uid_base)  # on no record, so nobody else would
+                self.release(embryo.uid_base)  # on no record, so nobody else would
                 raise
             try:
-                return self._launch(_Descriptors(stack), record, embryo.birth, spec, image)
+                return self._launch(_Descriptors(stack), record, embryo, spec, image)
             except OSError as exc:
                 raise failure(f"start sandbox {spec.id}", exc, StartFailed) from exc
 
     def _launch(
-        self, keep: _Descriptors, record: Record, birth: Birth, spec: SandboxSpec, image: ImageRoot
+        self, keep: _Descriptors, record: Record, embryo: Embryo, spec: SandboxSpec, image: ImageRoot
     ) -> Record:
+        birth, home = embryo.birth, embryo.zygote.home
         cgroup = self.cgroups.make(spec.id, spec.resources, workspace_in_memory=not self._on_disk)
         cgroup.attach(record.pid)
         fds = self._sockets(keep, spec.id)
@@ -105,14 +112,22 @@ class Launcher:
         fds["log"] = keep(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
         for number, fd in enumerate(cgroup.user_fds()):
             fds[f"group:{number}"] = keep(fd)
+        oom = cgroup.oom_fd()
+        if oom is not None:
+            fds["oom"] = keep(oom)
         mounts = _mounts(image, spec.mounts, self.host_paths)
         if self.identity.lends:
             fds.update(self._lend(keep, spec, image, mounts))
-        birth.go(self._request(spec, image, mounts), fds)
+        elif home is not None:
+            for number, mount in enumerate(mounts):
+                mount["source"] = f"{SOURCES}/{number}"
+        birth.go(self._request(spec, image, mounts, embryo.zygote), fds)
         if self._on_disk:  # made while the child builds its root
             birth.lend_workspace(keep(self._workspace(record, spec)))
         walls = birth.await_running()
         facts = {**record.facts, "landlock": str(walls["landlock"] or "none")}
+        if not walls["fork_server"]:
+            facts["preload"] = NOTHING
         record = replace(record, facts=facts, made=True)
         self.records.write(record)
         return record
@@ -120,14 +135,27 @@ class Launcher:
     @property
     def identity(self) -> Identity:
         """How ids are mapped here."""
-        return self.nursery.mode
+        return self.nurseries.bare.mode
+
+    def reserve(self, base: int | None) -> None:
+        """A sandbox on record has this range of user ids. Idempotent."""
+        if base is not None:
+            try:
+                self.kit.ranges.reserve(base)
+            except Conflict:
+                pass  # it is on our record already
+
+    def release(self, base: int | None) -> None:
+        """A range is free again. Idempotent."""
+        if base is not None:
+            self.kit.ranges.release(base)
 
     @property
     def _on_disk(self) -> bool:
         return self.identity.lends and self.workspaces.mechanism == "disk"
 
     def _workspace(self, record: Record, spec: SandboxSpec) -> int:
-        base = 0 if record.uid_base is None or "uids" in self.off else record.uid_base
+        base = 0 if record.uid_base is None or "uids" in self.kit.off else record.uid_base
         owner = base + USER
         folder = self.records.folder(spec.id)
         made = self.workspaces.create(folder, spec.resources.workspace_bytes, owner, owner)
@@ -135,7 +163,7 @@ class Launcher:
         return made.mount_fd
 
     def _sockets(self, keep: _Descriptors, id: SandboxId) -> dict[str, int]:
-        paths = Sockets.of(self.runtime_dir, id)
+        paths = Sockets.of(self.kit.folder, id)
         paths.remove()
         fds = {}
         for name, path in (("listen", paths.picod), ("control", paths.control)):
@@ -163,21 +191,22 @@ class Launcher:
         return fds
 
     def _request(
-        self, spec: SandboxSpec, image: ImageRoot, mounts: Sequence[dict[str, Any]]
+        self, spec: SandboxSpec, image: ImageRoot, mounts: Sequence[dict[str, Any]], zygote: Zygote
     ) -> dict[str, Any]:
         """The fields that `inside/birth.py` reads."""
         return {
-            "off": sorted(self.off),
+            "off": sorted(self.kit.off),
             "maps_root": self.identity.maps_root,
             "lent": self.identity.lends,
-            "stage": "/stage" if self.identity.lends else str(self.runtime_dir / "stage"),
+            "stage": zygote.stage,
             "hostname": "sandbox",
-            "lower": str(image.lower),
+            "lower": str(image.lower) if zygote.home is None else f"{SOURCES}/lower",
             "lower_within": self._lower_within(spec),
             "mounts": list(mounts),
             "tmp_bytes": spec.resources.tmp_bytes,
             "workspace_bytes": 0 if self._on_disk else spec.resources.workspace_bytes,
-            "entry": self.entry,
+            "entry": self.kit.entry,
+            "fork_server": self.kit.fork_server if zygote.home else "",
             "config": self._config(spec, image),
         }
 
@@ -188,14 +217,6 @@ class Launcher:
 
     def _config(self, spec: SandboxSpec, image: ImageRoot) -> dict[str, Any]:
         """PicoD's configuration, but for its descriptors."""
-        env = {
-            "PATH": image.path,
-            "HOME": WORKSPACE,
-            "USER": "sandbox",
-            "LANG": "C.UTF-8",
-            **image.env,
-            **spec.env,
-        }
         return {
             "sandbox_id": spec.id,
             "public_keys": list(spec.public_keys),
@@ -203,7 +224,7 @@ class Launcher:
             "uid": USER,
             "gid": USER,
             "single_uid": not self.identity.maps_root,
-            "env": env,
+            "env": {**image.environ(), **spec.env},
             "command": list(spec.command),
             "working_dir": spec.working_dir,
             "ports": [p.port for p in spec.ports],
@@ -215,9 +236,12 @@ class Launcher:
             "version": _version(),
         }
 
-    def _facts(self) -> dict[str, str]:
+    def _facts(self, embryo: Embryo) -> dict[str, str]:
+        home = embryo.zygote.home
         return {
+            "preload": ",".join(home.modules) if home else NOTHING,
             "limits": self.cgroups.limits,
+            "sleep": sleep_tier(self.cgroups),
             "quota": "hard",
             "workspace": "disk" if self._on_disk else "memory",
             "uid": self.identity.mode,
@@ -277,6 +301,11 @@ def _mounts(
         }
         for source, target, read_only, within in found
     ]
+
+
+def sleep_tier(tree: CgroupTree) -> str:
+    """How sandboxes with groups in `tree` sleep."""
+    return "frozen" if tree.freezes else "none"
 
 
 def cgroup_paths(tree: CgroupTree, id: SandboxId) -> dict[str, str]:

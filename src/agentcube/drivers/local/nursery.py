@@ -17,7 +17,7 @@ from agentcube.drivers.local.birth import Birth
 from agentcube.drivers.local.steps import named
 from agentcube.drivers.local.uidrange import UidRanges
 from agentcube.drivers.local.zygote import Zygote
-from agentcube.errors import AgentCubeError, Conflict, StartFailed
+from agentcube.errors import AgentCubeError, StartFailed
 
 _BIRTH_S = 20.0
 _END_S = 5.0
@@ -28,6 +28,7 @@ _PAUSE_S = 0.025  # after one is taken: the sandbox that it becomes needs the pr
 class Embryo:
     """Process 1 of a sandbox to be, waiting on `birth`'s channel. `uid_base` is None where nothing is mapped."""
 
+    zygote: Zygote
     birth: Birth
     uid_base: int | None
     pid: int
@@ -39,10 +40,7 @@ class Embryo:
 
 
 class Nursery:
-    """Makes embryos, and keeps up to `spares` ready. Calls block; they may come from any thread.
-
-    Also the one who hands out ranges of user ids, so that they are counted in one place.
-    """
+    """Makes embryos of one zygote, and keeps up to `spares` ready. Calls block; they may come from any thread."""
 
     def __init__(
         self,
@@ -56,10 +54,14 @@ class Nursery:
         self._zygote, self._mode, self._ranges, self._off = zygote, mode, ranges, off
         self._spares = spares
         self._ready: deque[Embryo] = deque()
-        self._lock = threading.Lock()
         self._taken = threading.Event()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="nursery", daemon=True)
+
+    @property
+    def zygote(self) -> Zygote:
+        """Where they come from."""
+        return self._zygote
 
     @property
     def mode(self) -> identity.Identity:
@@ -67,13 +69,14 @@ class Nursery:
         return self._mode
 
     def start(self) -> None:
-        """Make the first one, which shows what works here, and keep more ready from now on.
+        """Start the zygote, make the first one, which shows what works here, and keep more ready from now on.
 
         Subordinate ids that newuidmap does not give after all become a single one.
 
         Raises:
-            StartFailed: namespaces are denied; names the remedy.
+            StartFailed: namespaces are denied; names the remedy. DriverFailed: the zygote does not start.
         """
+        self._zygote.start()
         try:
             first = self._conceive()
         except identity.HelperFailed:
@@ -103,29 +106,16 @@ class Nursery:
             self._drop(found)
         return self._conceive()
 
-    def reserve(self, base: int | None) -> None:
-        """A sandbox on record has this range. Idempotent."""
-        if base is not None:
-            with self._lock:
-                try:
-                    self._ranges.reserve(base)
-                except Conflict:
-                    pass  # it is on our record already
-
-    def release(self, base: int | None) -> None:
-        """A range is free again. Idempotent."""
-        if base is not None:
-            with self._lock:
-                self._ranges.release(base)
-
     def close(self) -> None:
-        """Let the spare ones end. Idempotent."""
+        """Let the spare ones end, and the zygote, whose ids are free then. Idempotent."""
         self._closing.set()
         self._taken.set()
         if self._thread.is_alive():
             self._thread.join()
         while self._ready:
             self._drop(self._ready.popleft())
+        self._zygote.close()
+        self._release(self._zygote.uid)
 
     def _keep(self) -> None:
         while True:
@@ -140,22 +130,21 @@ class Nursery:
                 continue  # whoever comes next makes one for himself, and is told why that fails
 
     def _conceive(self) -> Embryo:
-        with self._lock:
-            base = self._ranges.allocate() if self._mode.lends else None
+        base = self._ranges.allocate() if self._mode.lends else None
         birth = Birth(self._zygote, _BIRTH_S)
         try:
             with named("make a process for a sandbox"):
                 birth.begin()
-                identity.map_ids(self._mode, birth.await_unshared(), 0 if "uids" in self._off else base)
+                self._zygote.map_ids(self._mode, birth.await_unshared(), 0 if "uids" in self._off else base)
                 birth.mapped(maps_root=self._mode.maps_root, off=self._off)
                 pid = birth.await_born()
                 start = processes.start_ticks(pid)
             if start is None:
                 raise StartFailed("the sandbox's first process ended at once")
-            return Embryo(birth, base, pid, start)
+            return Embryo(self._zygote, birth, base, pid, start)
         except BaseException:
             birth.close()
-            self.release(base)
+            self._release(base)
             raise
 
     def _drop(self, embryo: Embryo) -> None:
@@ -165,4 +154,8 @@ class Nursery:
         if pidfd is not None:
             processes.has_ended(pidfd, _END_S)
             os.close(pidfd)
-        self.release(embryo.uid_base)
+        self._release(embryo.uid_base)
+
+    def _release(self, base: int | None) -> None:
+        if base is not None:
+            self._ranges.release(base)

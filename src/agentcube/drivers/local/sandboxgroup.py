@@ -110,7 +110,7 @@ class SandboxCgroup:
 
     def can_freeze(self) -> bool:
         """Whether a freezer holds this sandbox."""
-        return any(group.version == 2 or "freezer" in group.controllers for group in self._groups)
+        return any(group.freezes for group in self._groups)
 
     def freeze(self) -> None:
         """Stop every process of the sandbox and return once all stand still. Idempotent.
@@ -137,6 +137,19 @@ class SandboxCgroup:
                     return read_table(group.base / "cgroup.events").get("frozen") == 1
                 if "freezer" in group.controllers:
                     return (group.base / "freezer.state").read_text().strip() == "FROZEN"
+            except OSError as exc:
+                if not is_gone(exc):
+                    raise
+        return False
+
+    def is_held(self) -> bool:
+        """Whether the processes were told to stand still, whether or not all do yet."""
+        for group in self._groups:
+            try:
+                if group.version == 2:
+                    return read_int(group.base / "cgroup.freeze") == 1
+                if "freezer" in group.controllers:
+                    return (group.base / "freezer.state").read_text().strip() != "THAWED"
             except OSError as exc:
                 if not is_gone(exc):
                     raise
@@ -175,15 +188,29 @@ class SandboxCgroup:
 
     def oom_kills(self) -> int:
         """How many of the user's processes the kernel has killed for want of memory."""
-        for group in self._groups:
-            if "memory" in group.controllers:
-                name = "memory.events" if group.version == 2 else "memory.oom_control"
-                try:
-                    return read_table(group.leaf("user") / name).get("oom_kill", 0)
-                except OSError as exc:
-                    if not is_gone(exc):
-                        raise
+        for path in self._oom_files():
+            try:
+                return read_table(path).get("oom_kill", 0)
+            except OSError as exc:
+                if not is_gone(exc):
+                    raise
         return 0
+
+    def oom_fd(self) -> int | None:
+        """A new descriptor (read-only, close-on-exec) of the table that `oom_kills` reads; None where none is."""
+        for path in self._oom_files():
+            try:
+                return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as exc:
+                raise DriverFailed(f"sandbox {self.id}: cannot open its control group: {exc}") from exc
+        return None
+
+    def _oom_files(self) -> list[Path]:
+        return [
+            group.leaf("user") / ("memory.events" if group.version == 2 else "memory.oom_control")
+            for group in self._groups
+            if "memory" in group.controllers
+        ]
 
     def remove(self) -> None:
         """Remove the groups. Idempotent; waits up to 5 s for killed processes to leave them.

@@ -6,6 +6,7 @@ launcher's business.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -24,7 +25,7 @@ Span = tuple[int, int]  # first id, count
 
 
 class UidRanges:
-    """Hands out ranges that no mapping, subordinate id file or other sandbox on record uses.
+    """Hands out ranges that no mapping, subordinate id file or other sandbox on record uses; from any thread.
 
     Args:
         taken: spans that are never handed out.
@@ -37,6 +38,7 @@ class UidRanges:
         self._used: set[int] = set()
         self._free: list[int] = []
         self._fresh = self._candidates()
+        self._lock = threading.Lock()
 
     @classmethod
     def detect(cls, root: Path = Path("/")) -> UidRanges:
@@ -48,15 +50,16 @@ class UidRanges:
 
     def allocate(self) -> int:
         """The first id of a range of its own. `CapacityExhausted` when none is left."""
-        while self._free:
-            base = self._free.pop()
-            if base not in self._used:
-                self._used.add(base)
-                return base
-        for base in self._fresh:
-            if base not in self._used:
-                self._used.add(base)
-                return base
+        with self._lock:
+            while self._free:
+                base = self._free.pop()
+                if base not in self._used:
+                    self._used.add(base)
+                    return base
+            for base in self._fresh:
+                if base not in self._used:
+                    self._used.add(base)
+                    return base
         raise CapacityExhausted(
             f"no range of {RANGE_SIZE} user ids is left above {FIRST} for another sandbox: delete sessions, "
             "or free ranges in /etc/subuid and /etc/subgid",
@@ -69,15 +72,17 @@ class UidRanges:
         Raises:
             Conflict: another sandbox has it.
         """
-        if base in self._used:
-            raise Conflict(f"the user id range at {base} belongs to another sandbox", uid_base=base)
-        self._used.add(base)
+        with self._lock:
+            if base in self._used:
+                raise Conflict(f"the user id range at {base} belongs to another sandbox", uid_base=base)
+            self._used.add(base)
 
     def release(self, base: int) -> None:
         """Give a range back. Idempotent."""
-        if base in self._used:
-            self._used.remove(base)
-            self._free.insert(0, base)  # the longest unused comes first: ids are not reused at once
+        with self._lock:
+            if base in self._used:
+                self._used.remove(base)
+                self._free.insert(0, base)  # the longest unused comes first: ids are not reused at once
 
     def in_use(self) -> frozenset[int]:
         """First ids of the ranges handed out or reserved."""

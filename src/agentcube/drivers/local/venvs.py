@@ -10,7 +10,7 @@ import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from agentcube.drivers.local.programs import Programs
@@ -243,6 +243,21 @@ def seed():
 
 seed()
 """
+
+
+def has_module(target: Path, name: str) -> bool:
+    """Whether the environment at `target` has the top-level package `name`."""
+    return any((target / "lib").glob(f"python*/site-packages/{name}/__init__.py"))
+
+
+def check_imports(target: Path, modules: Sequence[str], programs: Programs) -> None:
+    """Raises Invalid when one of `modules` cannot be imported in the environment at `target`."""
+    for name in modules:
+        done = programs.run(
+            [str(target / "bin/python3"), "-c", f"import {name}"], within_s=_VENV_WITHIN_S, env=_environ()
+        )
+        if done.returncode != 0:
+            raise Invalid(f"cannot preload {name}: {_last_line(done.stdout)}")
 
 
 def _open_to_all(target: Path) -> None:

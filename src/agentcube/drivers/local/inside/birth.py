@@ -7,7 +7,7 @@ The other side is the launcher, on a SEQPACKET socket of this birth alone:
     child    `born`                           this message comes from process 1
     launcher {"fds": names} + descriptors     it is on record and in its groups; what it is to be
     launcher `workspace` + descriptor         only when the request promises one
-    child    {"landlock": …}                  the walls are up; PicoD starts
+    child    {"landlock": …, "fork_server": …}  the walls are up; PicoD starts
 
 or at any time {"error": text, "errno": n} from the child. End of file from the launcher means that it
 is gone: the child exits. The launcher learns ids of processes from the kernel (SCM_CREDENTIALS).
@@ -27,12 +27,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from agentcube.drivers.local.inside import confine, kernel, landlock, root, seccomp
+from agentcube.drivers.local.inside import confine, forkserver, kernel, landlock, root, seccomp
+from agentcube.drivers.local.inside.enclosure import UNSHARED
 from agentcube.drivers.local.inside.kernel import NODEV, NOSUID, RDONLY
 
 MESSAGE_BYTES_MAX = 64 * 1024
 DESCRIPTORS_MAX = 250  # SCM_MAX_FD is 253
-UNSHARED, BORN, WORKSPACE = b"unshared", b"born", b"workspace"
+BORN, WORKSPACE = b"born", b"workspace"
 
 _NAMESPACES = kernel.CLONE_NEWNS | kernel.CLONE_NEWPID | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS
 
@@ -57,12 +58,25 @@ class Request:
     fields: Mapping[str, Any]
     fds: Mapping[str, int]
 
+    @property
+    def groups(self) -> list[int]:
+        """Open `cgroup.procs` files that every process of the user's moves into."""
+        return [fd for name, fd in self.fds.items() if name.startswith("group:")]
+
     def off(self, guard: str) -> bool:
         """Whether a test asked for this sandbox to lack `guard`, to show that its probes notice."""
         return guard in self.fields["off"]
 
 
-def begin(channel: socket.socket, program: bytes) -> None:
+@dataclass(frozen=True)
+class Inheritance:
+    """What a newborn has of its zygote: the seccomp filter's program, and how to import for its user."""
+
+    program: bytes
+    imports: forkserver.Imports
+
+
+def begin(channel: socket.socket, inherited: Inheritance) -> None:
     """Run one sandbox; called in a fresh fork of the zygote, and never returns."""
     status = 1
     try:
@@ -81,7 +95,7 @@ def begin(channel: socket.socket, program: bytes) -> None:
         flags = _NAMESPACES | (0 if "network" in terms["off"] else kernel.CLONE_NEWNET)
         kernel.unshare(flags, "make the sandbox's namespaces")
         if os.fork() == 0:
-            _live(channel, program)
+            _live(channel, inherited)
         status = 0
     except LauncherGone:
         pass
@@ -112,7 +126,7 @@ def _ask(channel: socket.socket) -> Request:
         return Request(json.load(file), named)
 
 
-def _live(channel: socket.socket, program: bytes) -> None:
+def _live(channel: socket.socket, inherited: Inheritance) -> None:
     """Process 1: build the walls from the inside, then be PicoD."""
     os.setsid()
     request = _ask(channel)
@@ -136,9 +150,20 @@ def _live(channel: socket.socket, program: bytes) -> None:
         version = landlock.confine([*_RULES, *writable])
     confine.undumpable()
     if not request.off("seccomp"):
-        seccomp.confine(program)
-    channel.sendall(json.dumps({"landlock": version}).encode())
-    _run(request)
+        seccomp.confine(inherited.program)
+    pid, link = _fork_server(request, inherited.imports)
+    channel.sendall(json.dumps({"landlock": version, "fork_server": pid != 0}).encode())
+    _run(request, pid, link)
+
+
+def _fork_server(request: Request, imports: forkserver.Imports) -> tuple[int, int]:
+    """The pid and our end of the process that kernels will be forked from; (0, -1) where there is none."""
+    fields = request.fields
+    if not fields["fork_server"]:
+        return 0, -1
+    return forkserver.fork(
+        fields["fork_server"], imports, fields["config"], request.groups, becomes_user=fields["maps_root"]
+    )
 
 
 def _root_plan(request: Request) -> root.Plan:
@@ -193,17 +218,20 @@ def _standard_streams(log: int) -> None:
     os.close(log)
 
 
-def _run(request: Request) -> None:
+def _run(request: Request, fork_server: int, link: int) -> None:
     """Become PicoD: nothing of the birth stays open."""
-    fds = request.fds
-    groups = [fd for name, fd in fds.items() if name.startswith("group:")]
-    kernel.close_all_but({fds["listen"], fds["control"], *groups})
+    fds, groups = request.fds, request.groups
+    oom = fds.get("oom", -1)
+    kernel.close_all_but({fds["listen"], fds["control"], *groups, *(fd for fd in (link, oom) if fd >= 0)})
     os.chdir("/workspace")
     config = {
         **request.fields["config"],
         "listen_fd": fds["listen"],
         "control_fd": fds["control"],
         "cgroup_fds": groups,
+        "oom_fd": oom,
+        "fork_server_fd": link,
+        "fork_server_pid": fork_server,
     }
     module, _, name = request.fields["entry"].partition(":")
     try:

@@ -9,9 +9,12 @@ import resource
 
 from agentcube.drivers.local.inside import kernel
 
-CAP_KILL, CAP_SETGID, CAP_SETUID = 5, 6, 7
+CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_SETFCAP = 5, 6, 7, 31
 PICOD_CAPABILITIES = 1 << CAP_KILL | 1 << CAP_SETGID | 1 << CAP_SETUID
 """What PicoD keeps: to become the user, and to end what the user started. Valid in this namespace only."""
+
+MAPPER_CAPABILITIES = 1 << CAP_SETGID | 1 << CAP_SETUID | 1 << CAP_SETFCAP
+"""What it takes to map ranges of ids into a child namespace (user_namespaces(7))."""
 
 _CAP_LAST = 63
 _SECURE_NOROOT = 1 << 0 | 1 << 1  # being uid 0 gives no capability at exec; and locked
@@ -129,6 +132,29 @@ def become_nobody(uid: int) -> None:
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
     no_new_privileges()
+
+
+def keep_only(capabilities: int) -> None:
+    """Keep these capabilities of this namespace and no others, also across exec, for good."""
+    _shrink_bounding_set(capabilities)
+    kernel.capset(capabilities)
+    no_new_privileges()
+
+
+def limit_written_files(most: int | None) -> None:
+    """Let no file grow beyond `most` bytes by what this process writes; None for no such limit (again)."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard if most is None else most, hard))
+
+
+def lower_oom_score() -> None:
+    """Be no safer from the machine's OOM killer than a program of the user's. As well as possible."""
+    try:
+        with open("/proc/self/oom_score_adj", "r+b", buffering=0) as file:
+            if int(file.read()) < 0:
+                file.write(b"0")
+    except OSError:
+        pass
 
 
 def undumpable() -> None:

@@ -32,6 +32,8 @@ _FSOPEN_CLOEXEC = _FSMOUNT_CLOEXEC = 1
 _FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 0, 1, 6
 _MNT_DETACH = 2
 _MS_PRIVATE = 1 << 18
+_OPEN_TRIES = 100
+"""openat2(2): EAGAIN while a `..` was followed and anything on the machine was renamed or mounted; try again."""
 _RESOLVE_NO_MAGICLINKS, _RESOLVE_IN_ROOT = 0x02, 0x10
 
 # Attributes of mounts (linux/mount.h).
@@ -162,7 +164,13 @@ def open_in(root: int, path: str, step: str) -> int:
     """An O_PATH descriptor of `path` below descriptor `root`; symlinks and `..` cannot leave it."""
     record = struct.pack("=QQQ", os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
     buffer = ctypes.create_string_buffer(record, len(record))
-    return call(step, "openat2", root, os.fsencode(path), buffer, len(record))
+    for tries_left in reversed(range(_OPEN_TRIES)):
+        try:
+            return call(step, "openat2", root, os.fsencode(path), buffer, len(record))
+        except StepFailed as exc:
+            if exc.errno != errno.EAGAIN or not tries_left:
+                raise
+    raise AssertionError("unreachable")
 
 
 def pivot_to_cwd(step: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from agentcube.drivers.local.inside import kernel
@@ -36,6 +36,9 @@ _MASKED_FILES = (
 
 _MASKED_FOLDERS = "acpi asound bus driver dynamic_debug fs irq pressure scsi tty".split()
 _READ_ONLY_FOLDERS = ("sys",)
+
+FOLDERS = ("/proc", "/dev", "/tmp", "/sys", "/workspace")
+"""What every root has, whether its image has it or not."""
 
 _TERMINALS = 64
 """Most pseudo-terminals of one sandbox: the kernel has 4096 for all together (pty(7), kernel.pty.max)."""
@@ -69,6 +72,34 @@ def build(plan: Plan, workspace: Callable[[], int]) -> None:
 
     `workspace` gives the detached mount of a workspace on disk; it is called last, and may wait.
     """
+    targets = [(m.target, m.folder) for m in plan.mounts if not _is_nested(m)]
+    overlay(plan.stage, plan.lower, [(name, True) for name in FOLDERS] + targets)
+    here = os.open(".", os.O_PATH | os.O_CLOEXEC)
+    try:
+        _refuse_links()
+        mounts = sorted(plan.mounts, key=lambda m: m.target.count("/"))
+        for mount in mounts:
+            if not _is_nested(mount):
+                attach_in(here, mount.fd, mount.target)
+        memory_mounts(here, plan.tmp_bytes)
+        devices(here, plan.devices)
+        _terminals(here)
+        _proc(here)
+        attach_in(here, _memory_workspace(plan) if plan.workspace_bytes else workspace(), "/workspace")
+        for mount in mounts:
+            if _is_nested(mount):
+                _make_in(here, mount.target, folder=mount.folder)
+                attach_in(here, mount.fd, mount.target)
+    finally:
+        os.close(here)
+    enter()
+
+
+def overlay(stage: str, lower: int, targets: Sequence[tuple[str, bool]]) -> None:
+    """Cut this mount namespace off the machine's, put an overlay over the image `lower`, and change into it.
+
+    `targets` are the mount points it is to have, and whether each is a folder.
+    """
     kernel.set_private("cut off the machine's mounts")
     scratch = kernel.new_mount(
         "tmpfs",
@@ -76,40 +107,28 @@ def build(plan: Plan, workspace: Callable[[], int]) -> None:
         NOSUID | NODEV,
         "mount the scratch space",
     )
-    _attach_at(scratch, plan.stage, "place the scratch space")
-    os.chdir(plan.stage)
+    attach_at(scratch, stage, "place the scratch space")
+    os.chdir(stage)
     for name in ("lower", "upper", "work", "root"):
         os.mkdir(name)
-    _attach_at(plan.lower, "lower", "place the image")
-    _make_targets(plan)
+    attach_at(lower, "lower", "place the image")
+    _make_targets(targets)
     options = {"lowerdir": "lower", "upperdir": "upper", "workdir": "work", "userxattr": None}
     root = kernel.new_mount("overlay", options, NOSUID | NODEV, "mount the root")
-    _attach_at(root, "root", "place the root")
+    attach_at(root, "root", "place the root")
     os.chdir("root")
-    here = os.open(".", os.O_PATH | os.O_CLOEXEC)
-    try:
-        _refuse_links()
-        mounts = sorted(plan.mounts, key=lambda m: m.target.count("/"))
-        for mount in mounts:
-            if not _is_nested(mount):
-                _attach_in(here, mount.fd, mount.target)
-        _memory_mounts(here, plan)
-        _devices(here, plan.devices)
-        _proc(here)
-        _attach_in(here, _memory_workspace(plan) if plan.workspace_bytes else workspace(), "/workspace")
-        for mount in mounts:
-            if _is_nested(mount):
-                _make_in(here, mount.target, folder=mount.folder)
-                _attach_in(here, mount.fd, mount.target)
-    finally:
-        os.close(here)
+
+
+def enter() -> None:
+    """Make the working directory, which is a mount, read-only, and the root."""
     seal = os.open(".", os.O_PATH | os.O_CLOEXEC)
     kernel.set_mount(seal, "make the root read-only", attributes=RDONLY, recursive=False)
     os.close(seal)
     kernel.pivot_to_cwd("change the root")
 
 
-def _attach_at(mount: int, path: str, step: str) -> None:
+def attach_at(mount: int, path: str, step: str) -> None:
+    """Put a detached mount at `path` as this process sees it; closes `mount`."""
     target = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
         kernel.attach(mount, target, step)
@@ -118,7 +137,8 @@ def _attach_at(mount: int, path: str, step: str) -> None:
         os.close(mount)
 
 
-def _attach_in(root: int, mount: int, path: str) -> None:
+def attach_in(root: int, mount: int, path: str) -> None:
+    """Put a detached mount at `path` below the descriptor `root`; closes `mount`."""
     target = kernel.open_in(root, path, f"find {path} in the sandbox")
     try:
         kernel.attach(mount, target, f"mount {path}")
@@ -170,12 +190,11 @@ def _refuse_links() -> None:
             raise kernel.StepFailed(errno.ENOTDIR, f"use the image's /{name}")
 
 
-def _make_targets(plan: Plan) -> None:
+def _make_targets(targets: Sequence[tuple[str, bool]]) -> None:
     """Make the mount points that the image lacks, in the overlay's upper layer."""
-    fixed = [("/proc", True), ("/dev", True), ("/tmp", True), ("/sys", True), ("/workspace", True)]
     lower = os.open("lower", os.O_PATH | os.O_CLOEXEC)
     try:
-        for target, folder in (*fixed, *((m.target, m.folder) for m in plan.mounts if not _is_nested(m))):
+        for target, folder in targets:
             _make_target(lower, target, folder=folder)
     finally:
         os.close(lower)
@@ -214,27 +233,32 @@ def _memory_workspace(plan: Plan) -> int:
     return _tmpfs(plan.workspace_bytes, "0755", "mount the workspace", NOSUID | NODEV, **owner)
 
 
-def _memory_mounts(root: int, plan: Plan) -> None:
-    _attach_in(root, _tmpfs(plan.tmp_bytes, "1777", "mount /tmp", NOSUID | NODEV), "/tmp")
+def memory_mounts(root: int, tmp_bytes: int) -> None:
+    """/tmp and /dev/shm of that size, and an empty /dev."""
+    attach_in(root, _tmpfs(tmp_bytes, "1777", "mount /tmp", NOSUID | NODEV), "/tmp")
     dev = kernel.new_mount(
         "tmpfs", {"size": "64k", "nr_inodes": "64", "mode": "0755"}, NOSUID | NOEXEC, "mount /dev"
     )
-    _attach_in(root, dev, "/dev")
+    attach_in(root, dev, "/dev")
     os.mkdir("dev/shm")
     os.mkdir("dev/pts")
-    _attach_in(root, _tmpfs(plan.tmp_bytes, "1777", "mount /dev/shm", NOSUID | NODEV | NOEXEC), "/dev/shm")
+    attach_in(root, _tmpfs(tmp_bytes, "1777", "mount /dev/shm", NOSUID | NODEV | NOEXEC), "/dev/shm")
 
 
-def _devices(root: int, devices: dict[str, int]) -> None:
-    for name, fd in devices.items():
+def devices(root: int, lent: dict[str, int]) -> None:
+    """Fill /dev with these device nodes, as detached mounts by name, and the usual links."""
+    for name, fd in lent.items():
         os.close(os.open(f"dev/{name}", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644))
-        _attach_in(root, fd, f"/dev/{name}")
+        attach_in(root, fd, f"/dev/{name}")
     for name, target in _LINKS.items():
         os.symlink(target, f"dev/{name}")
+
+
+def _terminals(root: int) -> None:
     # No `gid=tty`: that group may have no number in here.
     options = {"newinstance": None, "ptmxmode": "0666", "mode": "0620", "max": str(_TERMINALS)}
     pts = kernel.new_mount("devpts", options, NOSUID | NOEXEC, "mount /dev/pts")
-    _attach_in(root, pts, "/dev/pts")
+    attach_in(root, pts, "/dev/pts")
 
 
 def _is_open_to_others(path: str) -> bool:
@@ -250,10 +274,10 @@ def _proc(root: int) -> None:
     # is readable of another's /proc/PID without hidepid (names, arguments, states) belongs to this
     # sandbox; memory, environment and descriptors take ptrace rights, which PicoD grants nobody.
     proc = kernel.new_mount("proc", {}, NOSUID | NODEV | NOEXEC, "mount /proc")
-    _attach_in(root, proc, "/proc")
+    attach_in(root, proc, "/proc")
     for name in _MASKED_FILES:
         if _is_open_to_others(f"proc/{name}"):
-            _attach_in(
+            attach_in(
                 root, kernel.open_tree("dev/null", f"mask /proc/{name}", recursive=False), f"/proc/{name}"
             )
     for name in _MASKED_FOLDERS:
@@ -261,10 +285,10 @@ def _proc(root: int) -> None:
             empty = kernel.new_mount(
                 "tmpfs", {"size": "4k", "nr_inodes": "2", "mode": "0555"}, RDONLY, f"mask /proc/{name}"
             )
-            _attach_in(root, empty, f"/proc/{name}")
+            attach_in(root, empty, f"/proc/{name}")
     for name in _READ_ONLY_FOLDERS:
         copy = kernel.open_tree(f"proc/{name}", f"copy /proc/{name}", recursive=False)
         kernel.set_mount(
             copy, f"make /proc/{name} read-only", attributes=RDONLY | NOSUID | NODEV | NOEXEC, recursive=False
         )
-        _attach_in(root, copy, f"/proc/{name}")
+        attach_in(root, copy, f"/proc/{name}")
