@@ -25,7 +25,11 @@ class Config:
     `listen_fd` is a listening stream socket for the API, `control_fd` one for the control protocol
     (-1: none). `uid`/`gid` are the user's; with `single_uid` PicoD has the same ones and changes
     nothing. `cgroup_fds` are open `cgroup.procs` files that every process of the user moves into.
+    `oom_fd` is an open table (`memory.events`, `memory.oom_control`) whose `oom_kill` counts those that
+    died for want of memory (-1: none).
     `session_id` binds at once, where there is no pool (clusters); "" waits for a binding.
+    `fork_server_fd` is a SEQPACKET socket to the child `fork_server_pid`, a process of the user's that
+    forks kernels with libraries loaded (-1 and 0: none).
     """
 
     sandbox_id: str
@@ -41,9 +45,12 @@ class Config:
     working_dir: str = ""
     ports: tuple[int, ...] = ()
     cgroup_fds: tuple[int, ...] = ()
+    oom_fd: int = -1
     limits: Limits = field(default_factory=Limits)
     version: str = "0"
     session_id: str = ""
+    fork_server_fd: int = -1
+    fork_server_pid: int = 0
 
 
 def parse_config(data: dict[str, Any]) -> Config:
@@ -66,9 +73,12 @@ def parse_config(data: dict[str, Any]) -> Config:
         "working_dir": _text,
         "ports": _numbers,
         "cgroup_fds": _numbers,
+        "oom_fd": _number,
         "limits": _limits,
         "version": _text,
         "session_id": _text,
+        "fork_server_fd": _number,
+        "fork_server_pid": _number,
     }
     unknown = sorted(set(data) - set(known))
     if unknown:

@@ -1,159 +1,123 @@
-"""`/api/files` over HTTP: uploads and downloads that stream, with the file work in worker threads."""
+"""`/api/files` over HTTP, but for uploads: what lists, reads, changes and removes files."""
 
 from __future__ import annotations
 
-import asyncio
-import base64
-import binascii
+import json
 import mimetypes
 import re
 import stat
-from concurrent.futures import Executor
-from typing import Any, Callable, TypeVar
+from typing import Any
 from urllib.parse import quote
 
-from agentcube.picod.files import MODE_DEFAULT, Entry, Files, OpenFile, Part, parse_mode
+from agentcube.picod.asked import Asked, encoded
+from agentcube.picod.files.entries import Entry
+from agentcube.picod.files.files import LIST_MAX, Files, OpenFile
+from agentcube.picod.files.globs import Glob
+from agentcube.picod.files.listing import Wanted, list_tree, parse_cursor
+from agentcube.picod.files.trees import change_tree, remove_tree
 from agentcube.picod.messages import Request, Response, http_date, rfc3339
-from agentcube.picod.multipart import MultipartError, MultipartParser, PartEnd, PartHead, boundary_of
+from agentcube.picod.paths import DEPTH_MAX
 from agentcube.picod.problems import Problem
+from agentcube.picod.routing import Access, Route
+from agentcube.picod.workers import Workers
 
-UPLOAD_BYTES_MAX = 64 << 30  # beyond any workspace: the quota is the limit that counts
-PIECE_BYTES = 256 * 1024  # read or written in one go
-_FIELD_BYTES_MAX = 8 * 1024
-_FIELDS = frozenset(("path", "content", "mode"))
+PIECE_BYTES = 256 * 1024  # read in one go
+_LISTING_FIELDS = ("recursive", "glob", "depth", "limit", "cursor")
+_LARGE = 64 * 1024
+_JSON = ((b"content-type", b"application/json"),)
 _RANGE = re.compile(rb"bytes=([0-9]{0,18})-([0-9]{0,18})")
-
-T = TypeVar("T")
 
 
 class FileRoutes:
-    """The handlers. `pool` runs what may block on the disk."""
+    """The handlers."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, pool: Executor, files: Files) -> None:
-        self._loop = loop
-        self._pool = pool
+    def __init__(self, workers: Workers, files: Files) -> None:
+        self._workers = workers
         self._files = files
 
-    async def _do(self, work: Callable[..., T], *arguments: Any) -> T:
-        return await self._loop.run_in_executor(self._pool, work, *arguments)
+    def rows(self) -> tuple[Route, ...]:
+        """What is served here."""
+        return (
+            Route("GET", "/api/files", Access.SESSION, self.list),
+            Route("GET", "/api/files/", Access.SESSION, self.download),
+            Route("PATCH", "/api/files/", Access.SESSION, self.change),
+            Route("DELETE", "/api/files/", Access.SESSION, self.remove),
+        )
+
+    # Listings
 
     async def list(self, request: Request, response: Response) -> None:
-        """`GET /api/files?path=DIR`."""
-        path = request.query().get("path", "")
-        entries, more = await self._do(self._files.list, _encoded(path))
+        """`GET /api/files?path=DIR`: as clients of the Go system know it, or in pages of whole trees."""
+        query = request.query()
+        if any(name in query for name in _LISTING_FIELDS):
+            await self._list_tree(Asked(query, query=True), response)
+            return
+        body = await self._workers.do(self._listing, encoded(query.get("path", "")))
+        if len(body) > _LARGE:
+            await request.take(len(body))  # many clients may be slow to read theirs
+        await response.whole(200, _JSON, body)
+
+    def _listing(self, path: bytes) -> bytes:
+        entries, more = self._files.list(path)
         members: dict[str, Any] = {"files": [_listed(entry) for entry in entries]}
         if more:
             members["truncated"] = True
-        await response.json(members)
+        return json.dumps(members).encode("ascii")
 
-    # Uploads
+    async def _list_tree(self, asked: Asked, response: Response) -> None:
+        path, glob, cursor = asked.path("path", ""), asked.text("glob", None), asked.text("cursor", None)
+        depth = asked.number("depth", 1, DEPTH_MAX, None)
+        recursive = asked.flag("recursive", glob is not None or depth is not None)
+        limit = asked.number("limit", 1, LIST_MAX, LIST_MAX)
+        asked.done()
+        wanted = Wanted(
+            path=path,
+            depth=1 if not recursive else DEPTH_MAX if depth is None else depth,
+            glob=None if glob is None else Glob(glob),
+            limit=limit,
+            after=() if cursor is None else parse_cursor(cursor),
+        )
+        await self._workers.respond(list_tree(self._files, wanted), response, _JSON)
 
-    async def upload(self, request: Request, response: Response) -> None:
-        """`POST /api/files`, JSON or multipart by its Content-Type."""
-        try:
-            boundary = boundary_of((request.head.get(b"content-type") or b"").decode("latin-1"))
-            if boundary is None:
-                entry = await self._from_json(await request.json())
-            else:
-                entry = await self._from_form(request, MultipartParser(boundary))
-        except MultipartError as exc:
-            raise Problem("invalid", str(exc)) from None
-        await response.json(_stored(entry))
+    # Changes
 
-    async def _from_json(self, body: dict[str, Any]) -> Entry:
-        unknown = sorted(set(body) - _FIELDS)
-        if unknown:
-            raise Problem("invalid", f"unknown field {unknown[0]!r}")
-        path, mode, content = body.get("path"), body.get("mode"), body.get("content", "")
-        if not isinstance(path, str) or not path:
-            raise Problem("invalid", "path must be the file's path, a text")
-        if mode is not None and not isinstance(mode, str):
-            raise Problem("invalid", 'mode must be a text such as "0644"')
-        if not isinstance(content, str):
-            raise Problem("invalid", "content must be the file's bytes in base64")
-        bits = parse_mode(mode) if mode else MODE_DEFAULT
-        return await self._do(self._write_base64, _encoded(path), content, bits)
+    async def change(self, request: Request, response: Response) -> None:
+        """`PATCH /api/files/{path}`: permissions and time."""
+        path = request.tail("/api/files/")
+        asked = Asked(await request.json())
+        mode, modified_ns = asked.mode("permissions", None), asked.time_ns("modified")
+        recursive = asked.flag("recursive", False)
+        asked.done()
+        if mode is None and modified_ns is None:
+            raise Problem("invalid", "give permissions or modified")
+        if recursive:
+            entry = await self._workers.finish(change_tree(self._files, path, mode, modified_ns))
+        else:
+            entry = await self._workers.do(self._files.change, path, mode, modified_ns)
+        await response.json(entry.members())
 
-    def _write_base64(self, path: bytes, content: str, mode: int) -> Entry:
-        try:
-            data = base64.b64decode(content, validate=True)
-        except (binascii.Error, ValueError):
-            raise Problem("invalid", "content is no base64") from None
-        return self._files.write(path, data, mode)
-
-    async def _from_form(self, request: Request, parser: MultipartParser) -> Entry:
-        """Stream the form's file to disk as it comes; its fields may stand before or behind it."""
-        form = _Form()
-        try:
-            while True:
-                data = await request.body()
-                if not data:
-                    break
-                for event in parser.feed(data):
-                    await self._on_event(form, event)
-            if not parser.complete:
-                raise MultipartError("the form ends before its closing boundary")
-            if form.part is None:
-                raise Problem("invalid", "the form has no field `file`")
-            path = form.path()
-            if path is None:
-                raise Problem("invalid", "the form has no field `path`")
-            mode = (
-                parse_mode(form.fields["mode"].decode("utf-8", "replace"))
-                if form.fields.get("mode")
-                else None
-            )
-            await self._flush(form)
-            return await self._do(self._files.finish, form.part, path, MODE_DEFAULT if mode is None else mode)
-        finally:
-            if form.part is not None:
-                # Also when cancelled: a client that went away leaves nothing behind.
-                self._pool.submit(form.part.discard)
-
-    async def _on_event(self, form: _Form, event: PartHead | bytes | PartEnd) -> None:
-        if isinstance(event, PartHead):
-            form.open(event.name)
-            if event.name == "file":
-                form.part = await self._begin(form.path())
-        elif isinstance(event, bytes):
-            if form.name != "file":
-                form.add_to_field(event)
-                return
-            form.size += len(event)
-            form.waiting.append(event)
-            form.waiting_size += len(event)
-            if form.size > UPLOAD_BYTES_MAX:
-                raise Problem("body_too_large", f"a file may have {UPLOAD_BYTES_MAX >> 30} GiB")
-            if form.waiting_size >= PIECE_BYTES:
-                await self._flush(form)
-
-    async def _begin(self, path: bytes | None) -> Part:
-        begun = self._pool.submit(self._files.begin, path)
-        try:
-            return await asyncio.wrap_future(begun, loop=self._loop)
-        except asyncio.CancelledError:
-            # The thread goes on; what it makes must not stay.
-            begun.add_done_callback(
-                lambda done: None if done.cancelled() or done.exception() else done.result().discard()
-            )
-            raise
-
-    async def _flush(self, form: _Form) -> None:
-        if form.part is not None and form.waiting:
-            data = b"".join(form.waiting)
-            form.waiting, form.waiting_size = [], 0
-            await self._do(self._files.append, form.part, data)
+    async def remove(self, request: Request, response: Response) -> None:
+        """`DELETE /api/files/{path}`: a link itself, never what it leads to."""
+        path = request.tail("/api/files/")
+        asked = Asked(request.query(), query=True)
+        recursive = asked.flag("recursive", False)
+        asked.done()
+        if not await self._workers.do(self._files.remove, path):
+            if not recursive:
+                raise Problem("not_empty", "the directory has something in it: ask for recursive=true")
+            await self._workers.finish(remove_tree(self._files, path))
+        await response.empty()
 
     # Downloads
 
     async def download(self, request: Request, response: Response) -> None:
         """`GET /api/files/{path}`, whole or one range of it."""
         path = request.tail("/api/files/")
-        file = await self._do(self._files.open, path)
+        file = await self._workers.hold(self._files.open, path, release=OpenFile.close)
         try:
             await self._send(request, response, path, file)
         finally:
-            self._pool.submit(file.close)
+            self._workers.later(file.close)
 
     async def _send(self, request: Request, response: Response, path: bytes, file: OpenFile) -> None:
         modified = http_date(file.modified_ns // 1_000_000_000)
@@ -165,6 +129,9 @@ class FileRoutes:
             (b"etag", file.etag.encode("ascii")),
             (b"last-modified", modified),
         )
+        if _is_known(request.head.get(b"if-none-match"), file.etag.encode("ascii")):
+            await response.empty(304, headers)
+            return
         start, length, status = 0, file.size, 200
         wanted = _range(request, file, modified)
         if wanted is not None:
@@ -175,64 +142,21 @@ class FileRoutes:
             return
         end = start + length
         while start < end:
-            data = await self._do(file.read, min(PIECE_BYTES, end - start), start)
+            data = await self._workers.do(file.read, min(PIECE_BYTES, end - start), start)
             if not data:
                 return  # it shrank meanwhile: the connection breaks off, which is what the client must see
             start += len(data)
             await response.write(data)
 
 
-class _Form:
-    """What has come of a form. Only `file` streams; the other fields are short."""
-
-    def __init__(self) -> None:
-        self.fields: dict[str, bytes] = {}
-        self.name = ""  # of the part that is coming in
-        self.part: Part | None = None
-        self.size = 0
-        self.waiting: list[bytes] = []
-        self.waiting_size = 0
-
-    def open(self, name: str) -> None:
-        if name in self.fields or (name == "file" and self.part is not None):
-            raise MultipartError(f"the form has more than one field {name[:64]!r}")
-        self.name = name
-        if name != "file":
-            self.fields[name] = b""
-
-    def add_to_field(self, data: bytes) -> None:
-        value = self.fields[self.name] + data
-        if len(value) > _FIELD_BYTES_MAX:
-            raise MultipartError(f"the field {self.name[:64]!r} is too long")
-        self.fields[self.name] = value
-
-    def path(self) -> bytes | None:
-        return self.fields.get("path") or None
-
-
-def _encoded(text: str) -> bytes:
-    try:
-        return text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
-        raise Problem("invalid", "the path holds half of a surrogate pair") from None
-
-
 def _listed(entry: Entry) -> dict[str, Any]:
+    mode = entry.found.st_mode
     return {
-        "name": entry.path,
-        "size": entry.size,
+        "name": entry.path.decode("utf-8", "surrogateescape"),
+        "size": entry.found.st_size,
         "modified": rfc3339(entry.modified),
-        "mode": stat.filemode(entry.mode),
-        "is_dir": stat.S_ISDIR(entry.mode),
-    }
-
-
-def _stored(entry: Entry) -> dict[str, Any]:
-    return {
-        "path": entry.path,
-        "size": entry.size,
-        "mode": stat.filemode(entry.mode),
-        "modified": rfc3339(entry.modified),
+        "mode": stat.filemode(mode),
+        "is_dir": stat.S_ISDIR(mode),
     }
 
 
@@ -249,6 +173,14 @@ def _disposition(path: bytes) -> bytes:
     plain = re.sub(rb'[^ -~]|["\\]', b"_", name)
     header = b'attachment; filename="' + plain + b'"'
     return header if plain == name else header + b"; filename*=UTF-8''" + quote(name, safe="").encode("ascii")
+
+
+def _is_known(condition: bytes | None, etag: bytes) -> bool:
+    """Whether an If-None-Match names this state of the file (RFC 9110 §13.1.2, weakly compared)."""
+    if condition is None:
+        return False
+    tags = {tag.strip() for tag in condition.split(b",")}
+    return b"*" in tags or etag in tags or b"W/" + etag in tags
 
 
 def _range(request: Request, file: OpenFile, modified: bytes) -> tuple[int, int] | None:

@@ -36,15 +36,26 @@ from agentcube.picod.config import Config, parse_config
 from agentcube.picod.control import Control
 from agentcube.picod.exec import Runner
 from agentcube.picod.file_routes import FileRoutes
-from agentcube.picod.files import Files
+from agentcube.picod.files.files import Files
+from agentcube.picod.fs_routes import FsRoutes
+from agentcube.picod.kernel_forks import Forks, load_sources
+from agentcube.picod.kernel_life import Parts
+from agentcube.picod.kernel_routes import KernelRoutes
+from agentcube.picod.kernel_run import Store
+from agentcube.picod.kernels import Kernels
 from agentcube.picod.messages import http_date, rfc3339
 from agentcube.picod.meter import Meter
 from agentcube.picod.paths import Workspace
 from agentcube.picod.problems import Problem
+from agentcube.picod.process_routes import ProcessRoutes
+from agentcube.picod.process_table import ProcessTable
 from agentcube.picod.reaper import Reaper
 from agentcube.picod.server import Server
 from agentcube.picod.starter import Starter
 from agentcube.picod.tokens import Verifier, parse_public_keys
+from agentcube.picod.trees import Trees
+from agentcube.picod.upload_routes import UploadRoutes
+from agentcube.picod.workers import Workers
 
 FILE_WORKERS = 4
 BACKLOG = 1024  # connecting to a unix socket whose queue is full fails at once (EAGAIN)
@@ -69,6 +80,7 @@ def warm() -> None:
     except Problem:
         traceback.format_exc()
     linecache.clearcache()
+    load_sources()
     with ThreadPoolExecutor(1) as pool:
         pool.submit(int).result()
     selectors.DefaultSelector().close()
@@ -137,12 +149,26 @@ async def _main(config: Config) -> None:
     loop.set_default_executor(pool)
     verifier = Verifier([key for pem in config.public_keys for key in parse_public_keys(pem)])
     binding = Binding(config.sandbox_id, verifier, config.session_id)
-    runner = Runner(loop, starter)
+    trees = Trees(loop, starter)
+
+    def environment() -> dict[str, str]:
+        return {**config.env, **binding.env}
+
+    runner = Runner(loop, starter, trees)
     command = Command(loop, starter, config) if config.command else None
+    workers, files = Workers(loop, pool), Files(Workspace(config.workspace))
+    kernels = Kernels(_kernel_parts(loop, config, reaper, starter, trees), environment)
+    table = ProcessTable(loop, starter, trees)
     if config.limits.mode == "rlimit" and config.limits.memory_bytes:
-        _meter(loop, config, starter, runner, command)
-    files = FileRoutes(loop, pool, Files(Workspace(config.workspace)))
-    app = App(config, binding, runner, command, files)
+        _meter(loop, config, starter, trees, kernels, command)
+    rows = (
+        *UploadRoutes(workers, files).rows(),
+        *FileRoutes(workers, files).rows(),
+        *FsRoutes(workers, files, _user(config)).rows(),
+        *ProcessRoutes(loop, table, _user(config)[0], environment).rows(),
+        *KernelRoutes(kernels).rows(),
+    )
+    app = App(config, binding, runner, command, rows)
     if config.control_fd >= 0:
         Control(loop, socket.socket(fileno=config.control_fd))
     listener = socket.socket(fileno=config.listen_fd)
@@ -154,21 +180,47 @@ async def _main(config: Config) -> None:
     await asyncio.Event().wait()  # for ever
 
 
+def _kernel_parts(
+    loop: asyncio.AbstractEventLoop, config: Config, reaper: Reaper, starter: Starter, trees: Trees
+) -> Parts:
+    forks = Forks(loop, reaper, config.fork_server_fd, config.fork_server_pid)
+    return Parts(loop, starter, trees, forks, Store(), lambda: _oom_kills(config.oom_fd))
+
+
+def _oom_kills(fd: int) -> int:
+    """How many of the user's processes have died for want of memory, as far as anybody counts."""
+    if fd >= 0:
+        for line in os.pread(fd, 4096, 0).splitlines():
+            name, _, value = line.partition(b" ")
+            if name == b"oom_kill":
+                return int(value)
+    return 0
+
+
+def _user(config: Config) -> tuple[int, int]:
+    """Who programs run, and file work is done, as: uid and gid."""
+    return (os.geteuid(), os.getegid()) if config.single_uid else (config.uid, config.gid)
+
+
 def _meter(
     loop: asyncio.AbstractEventLoop,
     config: Config,
     starter: Starter,
-    runner: Runner,
+    trees: Trees,
+    kernels: Kernels,
     command: Command | None,
 ) -> None:
     def killed(pid: int, reason: str) -> None:
-        owner = runner.owner(pid)
+        owner = trees.owner(pid)
         if owner is not None:
             owner.note = reason
-        elif command is not None:
+        elif not kernels.note(pid, reason) and command is not None:
             command.note(reason)
 
-    meter = Meter(loop, config.limits.memory_bytes, starter.guards, killed)
+    def spares(pid: int) -> bool:
+        return pid in starter.guards or pid == config.fork_server_pid
+
+    meter = Meter(loop, config.limits.memory_bytes, spares, killed)
     starter.started = meter.wake
     meter.wake()
 

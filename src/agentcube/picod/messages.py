@@ -10,10 +10,10 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Callable, Protocol
 from urllib.parse import parse_qsl, unquote_to_bytes
 
-from agentcube.http1 import REASONS, RequestHead, response_head
+from agentcube.http1 import LAST_CHUNK, REASONS, RequestHead, chunk, response_head
 from agentcube.picod.problems import PROBLEM_TYPE, Problem
 
 JSON_BYTES_MAX = 32 * 1024 * 1024  # 24 MiB of a file in base64; larger files come as multipart
@@ -21,6 +21,7 @@ ROOM_S = 30.0  # how long a body waits for others to be done; the Router waits f
 _JSON_IN_LOOP_MAX = 64 * 1024  # larger bodies are parsed and measured in a worker thread
 _PIECE = 48 * 1024  # a multiple of three, for base64; half a millisecond of escaping
 _QUERY_FIELDS_MAX = 32
+_WITHOUT_BODY = (204, 304)  # RFC 9110 §6.4.1
 _REQUEST_ID = re.compile(rb"[!-~]{1,128}")
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -38,8 +39,12 @@ class Exchange(Protocol):
         """The next piece of the body, b"" at its end. Problem when it is malformed or stalls."""
         ...
 
-    async def write(self, data: bytes) -> None:
-        """Send, waiting while the client is slow. ConnectionError when it is gone."""
+    async def write(self, data: bytes, patience_s: float = ...) -> None:
+        """Send, waiting while the client is slow, `patience_s` at most. ConnectionError when it is gone."""
+        ...
+
+    def post(self, data: bytes) -> None:
+        """Send something small without waiting. ConnectionError when the client is gone."""
         ...
 
 
@@ -104,7 +109,8 @@ class Text:
 class Request:
     """One request. `path` is raw (percent-encoded); `id` is the client's request id, or one made here.
 
-    A JSON body takes from `room` until `close`.
+    `params` are what stands for the `{names}` of the route's path. A JSON body takes from `room`
+    until `close`.
     """
 
     def __init__(self, head: RequestHead, exchange: Exchange, room: Room) -> None:
@@ -112,15 +118,20 @@ class Request:
         self.method = head.method.decode("ascii")
         raw_path, _, self._query = head.target.partition(b"?")
         self.path = raw_path.decode("ascii")
+        self.params: dict[str, str] = {}
         self._exchange = exchange
         self._room = room
         self._taken = 0
         self.id = _request_id(head)
 
     def close(self) -> None:
-        """The request is over: its body makes room for others."""
-        self._room.give(self._taken)
-        self._taken = 0
+        """The body is no longer needed: it makes room for others."""
+        self.hand_over()()
+
+    def hand_over(self) -> Callable[[], None]:
+        """Let what was made of the body outlive the request: it makes room for others when this is called."""
+        taken, self._taken = self._taken, 0
+        return lambda: self._room.give(taken)
 
     def query(self) -> dict[str, str]:
         """The query's fields; bytes that are not UTF-8 survive as surrogates. Problem when malformed."""
@@ -144,25 +155,26 @@ class Request:
         return await self._exchange.read_body()
 
     async def json(self) -> dict[str, Any]:
-        """The whole body as a JSON object.
+        """The whole body as a JSON object; no body is an empty one.
 
         Raises:
             Problem: `invalid` when it is none, `body_too_large` over `JSON_BYTES_MAX`, `limit_exceeded`
                 when others' bodies leave no room for `ROOM_S`.
         """
-        await self._take(max(0, self.head.body))
+        await self.take(max(0, self.head.body))
         data = bytearray()
         while True:
             part = await self.body()
             if not part:
                 break
-            await self._take(len(data) + len(part) - self._taken)
+            await self.take(len(data) + len(part) - self._taken)
             data += part
         if len(data) <= _JSON_IN_LOOP_MAX:
             return _parse_object(data)
         return await asyncio.get_running_loop().run_in_executor(None, _parse_object, data)
 
-    async def _take(self, size: int) -> None:
+    async def take(self, size: int) -> None:
+        """Take memory for what this request holds until `close`. Problem when there is too little for long."""
         if size <= 0:
             return
         if self._taken + size > JSON_BYTES_MAX:
@@ -173,23 +185,29 @@ class Request:
 
 
 class Response:
-    """Writes one response: `whole`/`json` in one go, or `begin` and then `write` exactly `length` bytes."""
+    """Writes one response: `whole`/`json`/`empty` in one go, or `begin` and then `write` exactly `length` bytes.
+
+    Where `length` is None, `end` says that all was written. What is not `complete` when its handler
+    returns or fails breaks off with the connection: never a clean end of a body that is not whole.
+    """
 
     def __init__(self, request: Request, exchange: Exchange) -> None:
         self._request = request
         self._exchange = exchange
         self.begun = False
         self.keep_alive = request.head.keep_alive
-        self._left = 0
+        self._left: int | None = 0  # bytes that are still owed; None: until `end`
 
     @property
     def complete(self) -> bool:
         """Whether every announced byte was written."""
         return self.begun and self._left == 0
 
-    async def json(self, members: dict[str, Any], status: int = 200) -> None:
+    async def json(
+        self, members: dict[str, Any], status: int = 200, headers: tuple[tuple[bytes, bytes], ...] = ()
+    ) -> None:
         """A JSON object as the whole response; a `Text` that is long goes out in pieces."""
-        headers = ((b"content-type", b"application/json"),)
+        headers = ((b"content-type", b"application/json"), *headers)
         if sum(len(value) for value in members.values() if isinstance(value, Text)) <= _JSON_IN_LOOP_MAX:
             await self.whole(status, headers, b"".join(_pieces(members)))
             return
@@ -203,34 +221,62 @@ class Response:
         data = problem.document(self._request.path, self._request.id)
         await self.whole(problem.status, ((b"content-type", PROBLEM_TYPE), *problem.headers), data)
 
+    async def empty(self, status: int = 204, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
+        """A response without a body."""
+        await self.whole(status, headers, b"")
+
     async def whole(self, status: int, headers: tuple[tuple[bytes, bytes], ...], data: bytes) -> None:
         """A response whose body is `data`."""
         head = self._head(status, headers, len(data))
         self._left = 0
         await self._exchange.write(head if self._request.method == "HEAD" else head + data)
 
-    async def begin(self, status: int, headers: tuple[tuple[bytes, bytes], ...], length: int) -> bool:
-        """Send the head of a response of `length` bytes. False when it has no body to write (HEAD)."""
+    async def begin(self, status: int, headers: tuple[tuple[bytes, bytes], ...], length: int | None) -> bool:
+        """Send the head of a response of `length` bytes. False when it has no body to write (HEAD).
+
+        With None the body is chunked, or for a client of HTTP/1.0 lasts as long as the connection.
+        """
+        if length is None and self._request.head.minor == 0:
+            self.keep_alive = False
         head = self._head(status, headers, length)
         self._left = 0 if self._request.method == "HEAD" else length
         await self._exchange.write(head)
-        return self._left > 0
+        return self._left != 0
 
-    async def write(self, data: bytes) -> None:
-        """Send a piece of the body that `begin` announced."""
+    async def write(self, data: bytes, **patience: float) -> None:
+        """Send a piece of the body that `begin` announced; `patience_s` as `Exchange.write` takes it."""
+        await self._exchange.write(self._framed(data), **patience)
+
+    def post(self, data: bytes) -> None:
+        """Send a small piece of the body without waiting."""
+        self._exchange.post(self._framed(data))
+
+    async def end(self, data: bytes = b"") -> None:
+        """Send the last of a body of unknown length, and that it is whole. Idempotent without `data`."""
+        last = self._framed(data)
+        if self._left is None:
+            self._left = 0
+            if self._request.head.minor != 0:
+                last += LAST_CHUNK
+        if last:
+            await self._exchange.write(last)
+
+    def _framed(self, data: bytes) -> bytes:
+        if self._left is None:
+            return data if self._request.head.minor == 0 else chunk(data)
         assert len(data) <= self._left
         self._left -= len(data)
-        await self._exchange.write(data)
+        return data
 
-    def _head(self, status: int, headers: tuple[tuple[bytes, bytes], ...], length: int) -> bytes:
+    def _head(self, status: int, headers: tuple[tuple[bytes, bytes], ...], length: int | None) -> bytes:
         assert not self.begun
         self.begun = True
         self.keep_alive = self.keep_alive and self._exchange.reusable
-        own = [
-            (b"date", _date()),
-            (b"x-request-id", self._request.id.encode("ascii")),
-            (b"content-length", b"%d" % length),
-        ]
+        own = [(b"date", _date()), (b"x-request-id", self._request.id.encode("ascii"))]
+        if length is not None and status not in _WITHOUT_BODY:
+            own.append((b"content-length", b"%d" % length))
+        elif length is None and self._request.head.minor != 0:
+            own.append((b"transfer-encoding", b"chunked"))
         if not self.keep_alive:
             own.append((b"connection", b"close"))
         elif self._request.head.minor == 0:
@@ -244,6 +290,8 @@ def _request_id(head: RequestHead) -> str:
 
 
 def _parse_object(data: bytearray) -> dict[str, Any]:
+    if not data:
+        return {}  # what must be there will be missed by its name
     try:
         value = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as exc:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
+import struct
+import termios
 import weakref
 from collections import deque
 from typing import Callable
 
+_INT = struct.Struct("=i")
 READ_BYTES = 64 * 1024  # what a pipe holds
 _DRAIN_READS = 32  # 1 MiB with a pipe of the default size: a writer that never stops must not hold us
 
@@ -106,6 +110,7 @@ class PipeReader:
         self._fd = fd
         self._sink = sink
         self._ended = ended
+        self._paused = False
         self.open = True
         os.set_blocking(fd, False)
         loop.add_reader(fd, self._read)
@@ -127,12 +132,32 @@ class PipeReader:
     def drain(self) -> None:
         """Take what is in the pipe now, up to a bound."""
         for _ in range(_DRAIN_READS):
-            if not self.open or not self._read():
+            if not self.open or self._paused or not self._read():
                 return
 
+    def pause(self) -> None:
+        """Leave in the pipe what comes, which in the end stops who writes it. Idempotent, as `resume` is."""
+        if self.open and not self._paused:
+            self._paused = True
+            self._loop.remove_reader(self._fd)
+
+    def resume(self) -> None:
+        """Go on reading."""
+        if self.open and self._paused:
+            self._paused = False
+            self._loop.add_reader(self._fd, self._read)
+
+    def waiting(self) -> int:
+        """How many bytes stand in the pipe."""
+        if not self.open:
+            return 0
+        return _INT.unpack(fcntl.ioctl(self._fd, termios.FIONREAD, bytes(_INT.size)))[0]  # type: ignore[no-any-return]
+
     def discard(self) -> None:
-        """From now on keep nothing."""
+        """From now on keep nothing, nor tell of the end; whoever was told may be forgotten."""
         self._sink = lambda data: None
+        self._ended = lambda: None
+        self.resume()
 
     def close(self) -> None:
         """Stop reading; the writer gets SIGPIPE. Idempotent."""
@@ -140,7 +165,9 @@ class PipeReader:
             self.open = False
             self._loop.remove_reader(self._fd)
             os.close(self._fd)
-            self._ended()
+            ended = self._ended
+            self.discard()
+            ended()
 
 
 class PipeWriter:

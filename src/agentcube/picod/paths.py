@@ -66,7 +66,7 @@ class Workspace:
 
     def open(self, names: tuple[bytes, ...], flags: int) -> int:
         """A descriptor of what `names` lead to, links followed. Never blocks on a FIFO. Raises OSError."""
-        flags |= os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        flags |= os.O_CLOEXEC if flags & os.O_PATH else os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         if self._openat2:
             try:
                 resolve = linux.RESOLVE_IN_ROOT | linux.RESOLVE_NO_MAGICLINKS
@@ -127,7 +127,8 @@ class Workspace:
                     if todo:
                         raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
                     return os.open(name, flags | os.O_NOFOLLOW, dir_fd=held[-1])
-            return os.open(b".", flags, dir_fd=held[-1])
+            # A directory that may not be entered has no "." for us, and is open here already.
+            return os.dup(held[-1]) if flags & os.O_PATH else os.open(b".", flags, dir_fd=held[-1])
         finally:
             _close_all(held)
 

@@ -19,10 +19,21 @@ _KNOWN: dict[str, tuple[int, str, bool]] = {
     "forbidden": (403, "Not allowed", False),
     "not_found": (404, "Not found", False),
     "file_not_found": (404, "File not found", False),
+    "process_not_found": (404, "Process not found", False),
+    "kernel_not_found": (404, "Kernel not found", False),
     "no_command": (404, "No command", False),
     "method_not_allowed": (405, "Method not allowed", False),
     "request_timed_out": (408, "Request too slow", False),
     "conflict": (409, "Conflict", False),
+    "stdin_closed": (409, "Standard input closed", False),
+    "not_a_terminal": (409, "Not a terminal", False),
+    "process_ended": (409, "Process ended", False),
+    "kernel_busy": (409, "Kernel busy", True),
+    "kernel_dead": (409, "Kernel dead", False),
+    "kernel_exists": (409, "Kernel exists", False),
+    "idempotency_conflict": (409, "Idempotency key used for something else", False),
+    "file_exists": (409, "File exists", False),
+    "not_empty": (409, "Directory not empty", False),
     "body_too_large": (413, "Body too large", False),
     "range_not_satisfiable": (416, "Range not satisfiable", False),
     "limit_exceeded": (429, "Limit reached", True),
@@ -57,7 +68,7 @@ class Problem(Exception):
         self.detail = detail
         self.context = context
         self.headers = headers
-        if self.status == 429 or (self.status == 503 and self.retryable):
+        if self.retryable and self.status in (409, 429, 503):
             self.headers += ((b"retry-after", b"1"),)
         super().__init__(detail)
 

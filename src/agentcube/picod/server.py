@@ -19,7 +19,7 @@ from agentcube.picod.messages import Request, Response, Room
 from agentcube.picod.problems import Problem
 
 HEAD_S = 10.0  # from the first byte of a head to its end
-IDLE_S = 300.0  # keep-alive: longer than the Router's pool keeps connections (ROUTER.md)
+IDLE_S = 300.0  # keep-alive: longer than the Router's pool keeps connections
 BODY_IDLE_S = 30.0  # without a byte of a body that a handler waits for
 WRITE_IDLE_S = 60.0  # without the client taking a byte
 LINGER_S = 5.0  # how long the rest of a refused body is read, so that the client sees the answer
@@ -245,16 +245,20 @@ class Connection(asyncio.Protocol):
             self._next_request()
             self._throttle()
 
-    async def write(self, data: bytes) -> None:
+    def post(self, data: bytes) -> None:
         """See `Exchange`."""
         if self._transport is None:
             raise ConnectionResetError("the client is gone")
         self._transport.write(data)
+
+    async def write(self, data: bytes, patience_s: float = WRITE_IDLE_S) -> None:
+        """See `Exchange`."""
+        self.post(data)
         if self._can_write:
             return
         self._wake_writer = self._loop.create_future()
         try:
-            await asyncio.wait_for(self._wake_writer, WRITE_IDLE_S)
+            await asyncio.wait_for(self._wake_writer, patience_s)
         except asyncio.TimeoutError:
             raise ConnectionAbortedError("the client does not read") from None
         finally:

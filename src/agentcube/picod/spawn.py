@@ -8,13 +8,16 @@ again). When its program has ended it goes away, and background processes that t
 become PicoD's children; or, with nothing left behind, it waits for another program (`guards`).
 
 What happens is told on a pipe, one record of 9 bytes each (atomic: pipe(7)): a kind, two numbers.
-`X` (wait status, stays): the guarded program ended; the guard waits for another one if `stays`.
+`S` (pid, 0): the guarded program was started.
+`X` (wait status, stays): it ended; the guard waits for another one if `stays`.
 `E` (step, errno): the program was not started.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
+import functools
 import gc
 import os
 import resource
@@ -27,6 +30,7 @@ from typing import Callable, NoReturn, TypeVar
 from agentcube.picod import linux
 
 RECORD = struct.Struct("=cii")
+STARTED = b"S"
 EXITED = b"X"
 FAILED = b"E"
 STEPS = ("stdio", "cgroup", "limits", "working_dir", "user", "exec", "guard")
@@ -35,6 +39,7 @@ T = TypeVar("T")
 Start = Callable[[bytes, tuple[bytes, ...], Mapping[bytes, bytes]], T]
 
 _REPORT_FD = 3
+_ASIDE = 512  # above every number under which a program inherits something
 _DEFAULT_SIGNALS = (
     signal.SIGCHLD,
     signal.SIGTERM,
@@ -61,11 +66,17 @@ class Identity:
 
 @dataclass(frozen=True)
 class Program:
-    """What to run: bytes as exec takes them. `argv[0]` without a slash is looked up in `env`'s PATH."""
+    """What to run: bytes as exec takes them. `argv[0]` without a slash is looked up in `env`'s PATH.
+
+    `terminal` is the path of what becomes its stdio and its controlling terminal (guarded only).
+    `inherited` are descriptors that it gets besides, by their numbers there (not guarded only).
+    """
 
     argv: tuple[bytes, ...]
     env: dict[bytes, bytes] = field(default_factory=dict)
     working_dir: bytes = b"/"
+    terminal: bytes = b""
+    inherited: Mapping[int, int] = field(default_factory=dict)
 
 
 def spawn(
@@ -105,12 +116,17 @@ def _begin(child: Callable[[], None], *, guarded: bool) -> NoReturn:
         signal.set_wakeup_fd(-1)
         for number in _DEFAULT_SIGNALS:
             signal.signal(number, signal.SIG_DFL)
-        os.setsid()
-        if guarded:
-            linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
+        stand_alone(guarded=guarded)
         child()
     finally:
         os._exit(127)
+
+
+def stand_alone(*, guarded: bool) -> None:
+    """Lead a session of our own; a guard also inherits the orphans of its tree."""
+    os.setsid()
+    if guarded:
+        linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
 
 
 def launch(
@@ -132,10 +148,9 @@ def launch(
         for target, source in enumerate(stdio):  # 0, 1 and 2 are always open: no source is a target
             os.dup2(source, target, inheritable=True)
         step = "cgroup"
-        for fd in identity.cgroup_fds:
-            os.write(fd, b"0")  # 0: whoever writes
+        join_groups(identity)
         if link < 0:
-            report = _keep_only(report)
+            report = _keep_only(report, program.inherited)
         step = "limits"
         _limit(identity)
         step = "working_dir"
@@ -145,7 +160,8 @@ def launch(
         _become(identity, for_ever=not guarded)
         step = "exec"
         if guarded:
-            pid = _each_candidate(program, _spawn)
+            pid = _each_candidate(program, functools.partial(_spawn, program.terminal))
+            _tell(report, STARTED, pid, 0)
             step = "guard"
             _leave_stdio(stdio, link)
             _become_guard_again(identity, own_oom_score)
@@ -159,11 +175,21 @@ def launch(
         os._exit(127)
 
 
-def _keep_only(report: int) -> int:
-    """Close all but 0, 1, 2 and the report, which is returned under its new number."""
+def join_groups(identity: Identity) -> None:
+    """Move into the user's control groups. Raises OSError."""
+    for fd in identity.cgroup_fds:
+        os.write(fd, b"0")  # 0: whoever writes
+
+
+def _keep_only(report: int, inherited: Mapping[int, int]) -> int:
+    """Close all but 0, 1, 2, what is inherited, and the report, which is returned under its new number."""
+    # Copied out of the way first: a number that is wanted may be that of another one.
+    kept = [(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _ASIDE), target) for target, fd in inherited.items()]
     if report != _REPORT_FD:
         os.dup2(report, _REPORT_FD, inheritable=False)
-    linux.close_all_but((_REPORT_FD,))
+    linux.close_all_but((_REPORT_FD, *(fd for fd, _ in kept)))
+    for fd, target in kept:
+        os.dup2(fd, target, inheritable=True)
     return _REPORT_FD
 
 
@@ -171,8 +197,21 @@ def _replace(path: bytes, argv: tuple[bytes, ...], env: Mapping[bytes, bytes]) -
     os.execve(path, argv, env)  # noqa: S606  (running programs is the purpose)
 
 
-def _spawn(path: bytes, argv: tuple[bytes, ...], env: Mapping[bytes, bytes]) -> int:
-    return os.posix_spawn(path, argv, env, setsid=True, setsigmask=(), setsigdef=_DEFAULT_SIGNALS)
+def _spawn(terminal: bytes, path: bytes, argv: tuple[bytes, ...], env: Mapping[bytes, bytes]) -> int:
+    # What a session leader without a terminal opens becomes its terminal (tty_ioctl(4), TIOCSCTTY).
+    stdio = [
+        (os.POSIX_SPAWN_OPEN, 0, terminal, os.O_RDWR, 0),
+        *((os.POSIX_SPAWN_DUP2, 0, fd) for fd in (1, 2)),
+    ]
+    return os.posix_spawn(
+        path,
+        argv,
+        env,
+        file_actions=stdio if terminal else (),
+        setsid=True,
+        setsigmask=(),
+        setsigdef=_DEFAULT_SIGNALS,
+    )
 
 
 def _leave_stdio(stdio: tuple[int, int, int], link: int) -> None:

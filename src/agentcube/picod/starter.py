@@ -3,28 +3,43 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import resource
+import signal
+import socket
 from collections.abc import Mapping, Sequence
 from typing import Callable
 
 from agentcube.picod import spawn
 from agentcube.picod.config import Config
-from agentcube.picod.guards import Guard
+from agentcube.picod.guards import Guard, Nursery
 from agentcube.picod.problems import Problem
 from agentcube.picod.reaper import Reaper
 
 GUARD_IDLE_S = 30.0  # how long a guard waits for a next call; it holds up to 3 MB of its own
 WAITING_MAX = 4  # guards that wait, at most
+DIRECT_MAX = 4  # guards that PicoD forks itself; beyond, it takes a nursery to do so
+_RECORDS = 4  # read at once: more than a program ever has
 
 
 class Ending:
-    """How a program ended, or why it did not start; filled in once, then `done` is set."""
+    """How a program ended, or why it did not start; filled in once, then `done` is set.
+
+    `begun` is set before that, once it is known whether it did start, with the `pid` of what did.
+    """
 
     def __init__(self) -> None:
+        self.pid: int | None = None  # the program's own; only told of guarded ones
         self.status: int | None = None  # as waitpid tells
         self.failed: tuple[str, int] | None = None  # step of `spawn.STEPS`, errno
+        self.begun = asyncio.Event()
         self.done = asyncio.Event()
+
+    def finish(self) -> None:
+        """No more is to come."""
+        self.begun.set()
+        self.done.set()
 
     @property
     def lost(self) -> bool:
@@ -82,15 +97,40 @@ class Starter:
         self._identity = _identity(config)
         self.started: Callable[[], None] = lambda: None
         self.guards: set[int] = set()
+        self._nursery: Nursery | None = None
         self._waiting: list[Guard] = []  # the one that waited least is taken first
 
-    def program(self, argv: Sequence[str], env: Mapping[str, str], working_dir: str) -> spawn.Program:
+    def program(
+        self,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        working_dir: str,
+        *,
+        terminal: str = "",
+        inherited: Mapping[int, int] | None = None,
+    ) -> spawn.Program:
         """As exec wants it. `working_dir` is relative to the workspace or absolute in the sandbox."""
         return spawn.Program(
             argv=tuple(_encode(item) for item in argv),
             env={_encode(key): _encode(value) for key, value in env.items()},
-            working_dir=os.path.join(self._workspace, _encode(working_dir)),
+            working_dir=self.directory(working_dir),
+            terminal=_encode(terminal),
+            inherited=inherited or {},
         )
+
+    def directory(self, working_dir: str) -> bytes:
+        """Where a program starts whose `working_dir` is this: relative to the workspace, or absolute."""
+        return os.path.join(self._workspace, _encode(working_dir))
+
+    @property
+    def cgroup_fds(self) -> tuple[int, ...]:
+        """Open `cgroup.procs` files that every process of the user's moves into."""
+        return self._identity.cgroup_fds
+
+    @property
+    def rlimits(self) -> tuple[tuple[int, int, int], ...]:
+        """Resource limits of every process of the user's: kind, soft, hard."""
+        return self._identity.rlimits
 
     def watches(self, pid: int) -> bool:
         """Whether `pid` is a child that was started here, rather than an orphan."""
@@ -130,7 +170,7 @@ class Starter:
         if self._waiting:
             return
         try:
-            self._keep(Guard(self._identity))
+            self._keep(self._new_guard())
         except OSError:
             return  # the call that would have used it forks, and tells
 
@@ -162,11 +202,42 @@ class Starter:
             if guard.launch(program, stdio, report):
                 return guard
             guard.dismiss()
-        guard = Guard(self._identity)
+        guard = self._new_guard()
         if guard.launch(program, stdio, report):
             return guard
         guard.dismiss()
         return None
+
+    def _new_guard(self) -> Guard:
+        """Raises OSError."""
+        if len(self.guards) < DIRECT_MAX:
+            return Guard(self._identity, None)
+        if self._nursery is None:
+            self._nursery = Nursery(self._identity)
+            self.guards.add(self._nursery.pid)
+            self._reaper.watch(self._nursery.pid, functools.partial(self._nursery_ended, self._nursery))
+        nursery = self._nursery
+        try:
+            guard = Guard(self._identity, nursery)
+        except (ConnectionError, socket.timeout):
+            # Killed or stopped by the user, who can where all have one uid.
+            if self._reaper.watches(nursery.pid):
+                os.kill(nursery.pid, signal.SIGKILL)
+            self._dismiss_nursery(nursery)
+            return Guard(self._identity, None)
+        if nursery.expiry is not None:
+            nursery.expiry.cancel()
+        nursery.expiry = self._loop.call_later(GUARD_IDLE_S, self._dismiss_nursery, nursery)
+        return guard
+
+    def _dismiss_nursery(self, nursery: Nursery) -> None:
+        nursery.dismiss()
+        if self._nursery is nursery:
+            self._nursery = None
+
+    def _nursery_ended(self, nursery: Nursery, status: int) -> None:
+        self.guards.discard(nursery.pid)
+        self._dismiss_nursery(nursery)
 
     def _listen(self, child: Child, report: int, guard: Guard | None, *, guarded: bool) -> None:
         """Fill in the ending: from the guard's record, or else from the child's own status."""
@@ -177,24 +248,27 @@ class Starter:
         def on_report() -> None:
             nonlocal listening
             try:
-                record = os.read(report, spawn.RECORD.size)
+                records = os.read(report, _RECORDS * spawn.RECORD.size)
             except BlockingIOError:
                 return
-            if record:
-                kind, first, second = spawn.RECORD.unpack(record)
+            for kind, first, second in spawn.RECORD.iter_unpack(records):
                 if kind == spawn.FAILED:
                     ending.failed = (spawn.STEPS[first], second)
+                elif kind == spawn.STARTED:
+                    ending.pid = first
+                    ending.begun.set()
                 elif kind == spawn.EXITED:
                     ending.status = first
-                    ending.done.set()
+                    ending.finish()
                     if guard is not None and second:
                         self._keep(guard)
+            if records:
                 return
             listening = False
             self._loop.remove_reader(report)
             os.close(report)
             if guarded or ending.failed is not None:
-                ending.done.set()
+                ending.finish()
 
         def on_exit(status: int) -> None:
             child.gone = True
@@ -205,7 +279,7 @@ class Starter:
                 if listening:
                     on_report()  # why it did not start comes before how it ended
                 ending.status = status
-                ending.done.set()
+                ending.finish()
 
         self._loop.add_reader(report, on_report)
         self._reaper.watch(child.pid, on_exit)

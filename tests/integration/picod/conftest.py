@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,23 @@ class Answer:
 
     def json(self) -> Any:
         return json.loads(self.body)
+
+
+class Stream:
+    """Events as they come. Iterating ends with the stream, which must end cleanly."""
+
+    def __init__(self, answer: http.client.HTTPResponse) -> None:
+        self._answer = answer
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for line in self._answer:
+            event = json.loads(line)
+            if event["event"] != "ping":
+                yield event
+
+    def until(self, event: str) -> dict[str, Any]:
+        """The next event of that name."""
+        return next(one for one in self if one["event"] == event)
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -115,6 +132,36 @@ class PicoD:
             return Answer(answer.status, {k.lower(): v for k, v in answer.headers.items()}, answer.read())
         finally:
             connection.close()
+
+    @contextmanager
+    def streaming(self, method: str, target: str, body: Any = None, **headers: str) -> Iterator[Stream]:
+        """A request whose answer is a stream of events, read as they come."""
+        connection = _UnixConnection(self.path)
+        try:
+            sent = {"Authorization": f"Bearer {self.token}", **headers}
+            connection.request(method, target, None if body is None else json.dumps(body), sent)
+            answer = connection.getresponse()
+            assert answer.status == 200, answer.read()
+            yield Stream(answer)
+        finally:
+            connection.close()
+
+    def start(self, **body: Any) -> str:
+        """The id of a process in the background."""
+        answer = self.call("POST", "/api/processes", {"background": True, **body})
+        assert answer.status == 201, answer.body
+        id: str = answer.json()["id"]
+        return id
+
+    def events(self, **body: Any) -> list[dict[str, Any]]:
+        """Everything that a process in the foreground says."""
+        with self.streaming("POST", "/api/processes", body) as stream:
+            return list(stream)
+
+    def process(self, id: str) -> Any:
+        answer = self.call("GET", f"/api/processes/{id}")
+        assert answer.status == 200, answer.body
+        return answer.json()
 
     def bind(self, session: str = "s-1", **body: Any) -> Answer:
         answer = self.call("POST", "/bind", {"token": self.keys.binding(session), **body}, token="")
@@ -181,10 +228,68 @@ def picod_both(request: pytest.FixtureRequest, start_picod: StartPicod) -> PicoD
     return start_picod(single_uid=request.param == "single")
 
 
+@dataclass
+class Folder:
+    """A directory of a test's own in a workspace that the tests of a module share."""
+
+    picod: PicoD
+    name: str
+
+    @property
+    def path(self) -> Path:
+        """Where it is on disk."""
+        return self.picod.workspace / self.name
+
+    def __truediv__(self, below: str) -> str:
+        """The path of something in it, as callers write it."""
+        return f"{self.name}/{below}"
+
+    def shell(self, script: str) -> str:
+        """What a program in it writes; it must succeed."""
+        result = self.picod.shell(script, working_dir=self.name)
+        assert result["exit_code"] == 0, result
+        return str(result["stdout"])
+
+    def get(self, target: str, **headers: str) -> Answer:
+        """GET below /api, `{}` standing for this folder."""
+        return self.picod.call("GET", "/api/" + target.format(self.name), headers=headers)
+
+    def post(self, call: str, **body: Any) -> Answer:
+        """POST /api/fs/..., paths as they are."""
+        return self.picod.call("POST", f"/api/fs/{call}", body)
+
+    def put(self, below: str, content: bytes, query: str = "") -> Answer:
+        """PUT a file in here."""
+        return self.picod.call("PUT", f"/api/files/{self.name}/{below}{query and '?' + query}", content)
+
+
+@pytest.fixture(scope="module")
+def shared_picod(keys: Keys) -> Iterator[PicoD]:
+    """One bound PicoD for a module's tests, its workspace in memory where there is some."""
+    memory = "/dev/shm"
+    found = os.statvfs(memory) if os.access(memory, os.W_OK) else None
+    roomy = found is not None and found.f_bavail * found.f_frsize > 1 << 30
+    with ExitStack() as stack:
+        yield _start(stack, keys, (), True, {}, memory if roomy else None)
+
+
+@pytest.fixture
+def folder(shared_picod: PicoD) -> Folder:
+    """An empty directory that belongs to the user."""
+    name = f"t-{os.urandom(6).hex()}"
+    assert shared_picod.call("POST", "/api/fs/mkdir", {"path": name}).status == 201
+    return Folder(shared_picod, name)
+
+
 def _start(
-    stack: ExitStack, keys: Keys, prefix: tuple[str, ...], bound: bool, config: dict[str, Any]
+    stack: ExitStack,
+    keys: Keys,
+    prefix: tuple[str, ...],
+    bound: bool,
+    config: dict[str, Any],
+    base: str | None = None,
 ) -> PicoD:
-    directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="picod-")))
+    directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="picod-", dir=base)))
     directory.chmod(0o755)
     workspace = directory / "ws"
     workspace.mkdir()
@@ -257,6 +362,18 @@ def open_files(pid: int) -> list[str]:
     return found
 
 
+def running(marker: str) -> list[int]:
+    """Pids of processes that are no zombies and have `marker` in their arguments."""
+    found = []
+    for entry in os.listdir("/proc"):
+        try:
+            if entry.isdigit() and marker.encode() in Path(f"/proc/{entry}/cmdline").read_bytes():
+                found.append(int(entry))
+        except OSError:
+            continue  # it went away
+    return found
+
+
 def descendants(root: int, *, with_picod: bool = False) -> list[int]:
     """Pids below `root` that are not zombies, nor (unless `with_picod`) PicoD's own."""
     table = {}
@@ -276,3 +393,14 @@ def descendants(root: int, *, with_picod: bool = False) -> list[int]:
         queue.extend(below)
         found.extend(pid for pid in below if table[pid][1] not in "ZX")
     return found
+
+
+@pytest.fixture
+def peak(shared_picod: PicoD) -> Callable[[], int]:
+    """The most memory, in bytes, that the module's PicoD had at once so far."""
+
+    def look() -> int:
+        lines = Path(f"/proc/{shared_picod.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
+
+    return look

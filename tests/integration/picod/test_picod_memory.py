@@ -8,7 +8,7 @@ import pytest
 from tests.integration.picod.conftest import PicoD, eventually
 
 MIB = 1 << 20
-BOUND = 256 * MIB  # drivers.local.cgroups.PICOD_MEMORY_BYTES
+BOUND = 384 * MIB  # drivers.local.cgroups.PICOD_MEMORY_BYTES
 
 
 def peak(picod: PicoD) -> int:
@@ -80,3 +80,27 @@ def test_a_refused_body_makes_room_again(picod: PicoD) -> None:
     connection.close()  # in the middle of it
     body = json.dumps({"command": ["wc", "-c"], "stdin": "x" * (30 * MIB)}).encode()
     assert picod.call("POST", "/api/execute", body).status == 200
+
+
+def test_what_many_processes_wrote_shares_its_room(picod: PicoD) -> None:
+    before = peak(picod)
+    ids = [picod.start(shell="head -c 1M /dev/zero; head -c 1M /dev/zero >&2") for _ in range(60)]
+    for id in ids:
+        assert picod.call("GET", f"/api/processes/{id}/wait").json()["exit_code"] == 0
+    kept = [picod.process(id)[name] for id in ids for name in ("stdout", "stderr")]
+    assert {one["end"] for one in kept} == {MIB}
+    assert 48 * MIB < sum(one["end"] - one["start"] for one in kept) <= 64 * MIB
+    assert kept[-1]["start"] == 0, "the oldest go first"
+    assert peak(picod) < before + 80 * MIB
+
+
+def test_input_that_a_program_has_not_read_yet_takes_room_from_others(picod: PicoD) -> None:
+    body = {"command": ["sleep", "1000"], "input": "x" * (20 * MIB), "background": True}
+    first = picod.call("POST", "/api/processes", body)
+    with ThreadPoolExecutor(1) as pool:
+        second = pool.submit(picod.call, "POST", "/api/processes", body)
+        assert picod.shell("sleep 0.1; echo small")["stdout"] == "small\n"
+        assert not second.done()
+        assert picod.call("DELETE", f"/api/processes/{first.json()['id']}").status == 204
+        assert second.result().status == 201
+    assert peak(picod) < BOUND

@@ -103,11 +103,12 @@ main.run(config)
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
-    """What the launcher ships: PicoD, http1 and durations as a zip."""
+    """What the launcher ships: PicoD, http1, durations, and the kernel host that PicoD hands on, as a zip."""
     path = tmp_path / "picod.zip"
     package = SOURCES / "agentcube"
     files = [package / "__init__.py", package / "durations.py"]
-    files += sorted((package / "picod").rglob("*.py")) + sorted((package / "http1").rglob("*.py"))
+    for room in ("picod", "http1", "kernelhost"):
+        files += sorted((package / room).rglob("*.py"))
     with zipfile.ZipFile(path, "w") as archive:
         for file in files:
             archive.write(file, file.relative_to(SOURCES))
@@ -340,7 +341,7 @@ def test_the_commands_environment_and_directory_are_the_templates(start_picod: S
     picod.bind(env={"A": "session's"})
     uid = "1000" if ROOT else str(os.geteuid())
 
-    assert eventually(lambda: picod.call("GET", "/api/logs").body) == f"/usr\nt\n{uid}\n".encode()
+    eventually(lambda: picod.call("GET", "/api/logs").body == f"/usr\nt\n{uid}\n".encode())
     assert picod.shell("echo $A")["stdout"] == "session's\n"
 
 
@@ -421,6 +422,21 @@ def test_the_meter_kills_the_largest_process_and_says_so(start_picod: StartPicod
 
     assert "over the sandbox's memory limit" in result["stderr"]
     assert "killed the largest process" in result["stderr"]
+
+
+def test_what_forks_share_counts_once(start_picod: StartPicod) -> None:
+    """Kernels are forks of one process that has libraries loaded; each seems to have them all."""
+    limits = {"memory_bytes": 300 << 20, "pids_max": 0, "mode": "rlimit"}
+    picod = start_picod(limits=limits, single_uid=True)
+    family = (
+        "import os, time\nshared = bytearray(b'x') * (150 << 20)\n"
+        "for _ in range(4):\n if os.fork() == 0: time.sleep(20)\n"
+        "time.sleep(1.5)"  # six looks
+    )
+
+    result = picod.execute("python3", "-c", family)
+
+    assert (result["exit_code"], result["stderr"]) == (0, "")
 
 
 def test_one_process_cannot_take_more_than_the_sandbox_has(start_picod: StartPicod) -> None:

@@ -111,3 +111,9 @@ def test_any_text_is_a_duration_or_a_value_error(text: str) -> None:
     except ValueError:
         return
     assert 0 <= seconds < math.inf
+
+
+@pytest.mark.parametrize(("value", "said"), [(5, "5"), (1.5, "1.5"), (True, "True"), ([1], "of type list")])
+def test_what_is_no_text_is_told_as_it_was_sent(value: object, said: str) -> None:
+    with pytest.raises(ValueError, match=f"^invalid duration {said}: write numbers with units"):
+        parse_duration(value)  # type: ignore[arg-type]

@@ -164,7 +164,9 @@ def test_a_directory_that_becomes_a_link_meanwhile_leads_nowhere(
     thread.start()
     try:
         seen = set()
-        for _ in range(3000):
+        for number in range(1_000_000):
+            if number >= 3000 and seen:  # on a busy machine the right moment may be a while in coming
+                break
             try:
                 seen.add(read(workspace, "dir/outside"))
             except OSError:
