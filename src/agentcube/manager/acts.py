@@ -1,27 +1,37 @@
 """What a reconciler does: one method per planned action, each repeatable after a crash at any point.
 
-The intent is on record before each act (the session's phase says it), the result after. A driver's
-refusal becomes the session's reason; the store's trouble is raised, and the next pass tries again.
+The intent is on record before each act (the session's phase says it), the result after, if the session
+is still ours then. A driver's refusal becomes the session's reason; the store's trouble is raised, and the
+next pass tries again. Each raises Interrupted when something else is wanted, or another manager took over.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import timedelta
 
 import structlog
 
-from agentcube.errors import AgentCubeError, DriverFailed, StaleRevision, StoreFailed
+from agentcube.errors import (
+    AgentCubeError,
+    DriverFailed,
+    SessionNotFound,
+    StaleRevision,
+    StartTimedOut,
+    StoreFailed,
+)
 from agentcube.manager.flight import Flight, Interrupted
-from agentcube.manager.records import Records
+from agentcube.manager.orphans import started_for
+from agentcube.manager.records import Edit, Records
 from agentcube.manager.settings import ManagerSettings
-from agentcube.model.ids import SandboxId, SessionId, sandbox_id_for
+from agentcube.model.ids import SandboxId, SessionId
 from agentcube.model.lifecycle import LIVE, Phase, Trigger
 from agentcube.model.plan import BeginDelete, BeginSuspend, Seen, plan
 from agentcube.model.sandbox import Sandbox
-from agentcube.model.session import Session
+from agentcube.model.session import IDLE_ENOUGH, SUSPEND_FAILED, WAKE_FAILED, Session
 from agentcube.ports.clock import Clock
 from agentcube.ports.driver import SandboxDriver, Suspendable
 from agentcube.ports.tokens import Signer
@@ -42,15 +52,21 @@ class Acts:
         self._clock = clock
         self._starts = asyncio.Semaphore(settings.starts_in_flight)
         self._ends = asyncio.Semaphore(settings.ends_in_flight)
-        self.on_forgotten: Callable[[Session], None] = lambda session: None
-        """Told of every session that is gone for good."""
+        self.on_forgetting: Callable[[Session], None] = lambda session: None
+        """Told of every session, with its last record, that is about to be gone."""
 
     async def launch(self, session: Session, flight: Flight) -> None:
-        """Make the sandbox; the session becomes Running, or Failed with the driver's reason."""
+        """Make the sandbox; the session becomes Running, or Failed with the driver's reason.
+
+        Earlier starts may go on somewhere: each makes a sandbox of its own, which nobody will want.
+        """
+        *before, own = started_for(session)
+        for id in before:
+            await self._discard(id)
         try:
             template = await self._records.store.get_template(session.template)
             spec = template.sandbox_spec(
-                sandbox_id_for(session.id),
+                own,
                 public_keys=self._signer.public_keys,
                 env=session.env,
                 resources=session.resources,
@@ -62,11 +78,14 @@ class Acts:
             )
             async with flight.starting(self._settings.start_timeout_s), self._starts:
                 sandbox = await self._driver.create(spec)
-        except (StoreFailed, Interrupted):
+        except StoreFailed:
+            raise
+        except Interrupted:
+            await self._discard(own)  # it is to be deleted, or whoever has it now makes another
             raise
         except AgentCubeError as exc:
-            await self._discard(sandbox_id_for(session.id))
-            await self.fail(session.id, exc.code, exc.detail)
+            await self._discard(own)
+            await self._fail(session.id, exc)
             return
 
         def provisioned(now: Session) -> Session | None:
@@ -76,7 +95,11 @@ class Acts:
             current = replace(now, sandbox=sandbox, generation=template.generation, routes=template.routes)
             return current.advanced(Trigger.PROVISION)
 
-        await self._records.change(session.id, provisioned)
+        try:
+            await self._records.finish(session.id, provisioned)
+        except (Interrupted, SessionNotFound):
+            await self._discard(own)  # whoever has the session now makes another
+            raise
 
     async def bind(self, session: Session, flight: Flight) -> None:
         """Tie the sandbox to the session and wait until it answers; Ready, or Failed with the reason."""
@@ -91,10 +114,13 @@ class Acts:
         except Interrupted:
             raise
         except AgentCubeError as exc:
-            await self.fail(session.id, exc.code, exc.detail)
+            await self._fail(session.id, exc)
             return
-        await self._records.change(
-            session.id, lambda now: now.advanced(Trigger.ANSWER) if now.phase is Phase.RUNNING else None
+        # Relaxed: after a crash the session is Running, and is bound again, which PicoD takes as done.
+        await self._records.finish(
+            session.id,
+            lambda now: now.advanced(Trigger.ANSWER) if now.phase is Phase.RUNNING else None,
+            relaxed=True,
         )
 
     async def begin_suspend(self, session: Session) -> None:
@@ -102,57 +128,63 @@ class Acts:
 
         def begin(now: Session) -> Session | None:
             todo = plan(now, Seen.UNKNOWN, now=self._clock.now(), can_suspend=True)
-            return now.advanced(Trigger.SUSPEND, reason="idle") if isinstance(todo, BeginSuspend) else None
+            return (
+                now.advanced(Trigger.SUSPEND, reason=IDLE_ENOUGH) if isinstance(todo, BeginSuspend) else None
+            )
 
         await self._records.change(session.id, begin)
 
     async def suspend(self, session: Session, flight: Flight) -> None:
-        """Suspend the sandbox, or revive the session when traffic came or the driver could not."""
-        after = session.suspend_after
-        if after is None or session.idle_s(self._clock.now()) < after.total_seconds():
-            await self._revive(session.id, message="", again=True)
-            return
+        """Suspend the sandbox: the session is Paused, or Ready with the reason when that could not be done.
+
+        A session that is to be awake by the time this is done (a request came) is left to the next step.
+        """
         try:
-            async with flight.starting(self._settings.start_timeout_s):
-                asleep = await self._suspendable().suspend(_sandbox_of(session))
-        except Interrupted:
-            raise
+            async with self._sleeping(flight):
+                asleep = await self._suspendable().suspend(_sandbox_of(session), fence=session.revision)
         except AgentCubeError as exc:
             log.warning("suspend failed", session=session.id, error=exc.code, detail=exc.detail)
-            await self._revive(session.id, message=f"could not be suspended: {exc.detail}", again=False)
+            await self.revive(session, flight, reason=SUSPEND_FAILED, message=exc.detail)
             return
 
         def suspended(now: Session) -> Session | None:
             if now.phase is not Phase.PAUSING:
                 return None
-            return replace(now, sandbox=asleep).advanced(Trigger.SUSPENDED, reason="idle")
+            return replace(now, sandbox=asleep).advanced(Trigger.SUSPENDED, reason=now.reason)
 
-        await self._records.change(session.id, suspended)
+        await self._records.finish(session.id, suspended)
 
-    async def _revive(self, id: SessionId, *, message: str, again: bool) -> None:
-        """Back to Ready; `again` False: it is not tried again, which would fail once a second."""
+    async def revive(self, session: Session, flight: Flight, *, reason: str = "", message: str = "") -> None:
+        """Undo what there may be of a suspension, then Ready; Paused when it cannot be undone."""
+        trigger = Trigger.REVIVE
+        try:
+            async with self._sleeping(flight):
+                # Above the suspension's own, which may come late: its call can outlive our waiting for it.
+                awake = await self._suspendable().resume(_sandbox_of(session), fence=session.revision + 1)
+        except AgentCubeError as exc:
+            log.warning("suspension not undone", session=session.id, error=exc.code, detail=exc.detail)
+            trigger, awake = Trigger.SUSPENDED, _sandbox_of(session)
+            reason, message = WAKE_FAILED, exc.detail
 
         def revived(now: Session) -> Session | None:
             if now.phase is not Phase.PAUSING:
                 return None
-            back = now if again else replace(now, suspend_after=None)
-            return back.advanced(Trigger.REVIVE, message=message)
+            return replace(now, sandbox=awake).advanced(trigger, reason=reason, message=message)
 
-        await self._records.change(id, revived)
+        await self._records.finish(session.id, revived)
 
     async def resume(self, session: Session, flight: Flight) -> None:
         """Wake the sandbox; the session is Ready, or Paused again with the reason."""
         try:
-            async with flight.starting(self._settings.start_timeout_s):
-                awake = await self._suspendable().resume(_sandbox_of(session))
-        except Interrupted:
-            raise
+            async with self._sleeping(flight):
+                awake = await self._suspendable().resume(_sandbox_of(session), fence=session.revision)
         except AgentCubeError as exc:
-            reason, message = exc.code, exc.detail
-            await self._records.change(
+            log.warning("wake failed", session=session.id, error=exc.code, detail=exc.detail)
+            message = exc.detail
+            await self._records.finish(
                 session.id,
                 lambda now: (
-                    now.advanced(Trigger.RESUME_FAILED, reason=reason, message=message)
+                    now.advanced(Trigger.RESUME_FAILED, reason=WAKE_FAILED, message=message)
                     if now.phase is Phase.RESUMING
                     else None
                 ),
@@ -162,9 +194,20 @@ class Acts:
         def resumed(now: Session) -> Session | None:
             if now.phase is not Phase.RESUMING:
                 return None
-            return replace(now, sandbox=awake, last_activity_at=self._clock.now()).advanced(Trigger.RESUMED)
+            used = replace(now, sandbox=awake, last_activity_at=self._clock.now())
+            return used.advanced(Trigger.RESUMED, reason=now.reason)
 
-        await self._records.change(session.id, resumed)
+        await self._records.finish(session.id, resumed)
+
+    @contextlib.asynccontextmanager
+    async def _sleeping(self, flight: Flight) -> AsyncIterator[None]:
+        """A driver's suspend or resume, which may be interrupted. Raises DriverFailed at its deadline."""
+        seconds = self._settings.sleep_timeout_s
+        try:
+            async with flight.starting(seconds):
+                yield
+        except StartTimedOut:
+            raise DriverFailed(f"the driver was not done within {seconds:g} s") from None
 
     async def begin_delete(self, id: SessionId, reason: str) -> None:
         """Store that the session's time is up, unless the newest record says otherwise."""
@@ -178,35 +221,48 @@ class Acts:
 
         await self._records.change(id, begin)
 
-    async def fail(self, id: SessionId, reason: str, message: str) -> None:
-        """Store that the session failed and why; one that is ending already goes on ending."""
+    async def fail(self, session: Session, reason: str, message: str) -> None:
+        """Store that the session failed and why: its sandbox, as it was seen, is no more.
+
+        One that is ending already goes on ending, and one that has another sandbox by now goes on with it.
+        """
+        seen, failing = session.sandbox, _failing(reason, message)
 
         def failed(now: Session) -> Session | None:
-            return now.advanced(Trigger.FAIL, reason=reason, message=message) if now.phase in LIVE else None
+            same = (now.sandbox and now.sandbox.id) == (seen and seen.id)
+            return failing(now) if same else None
 
-        session = await self._records.change(id, failed)
+        self._told(await self._records.change(session.id, failed))
+
+    async def _fail(self, id: SessionId, error: AgentCubeError) -> None:
+        """The same for what an act of ours came to."""
+        self._told(await self._records.finish(id, _failing(error.code, error.detail)))
+
+    def _told(self, session: Session) -> None:
         if session.phase is Phase.FAILED:
-            log.warning("session failed", session=id, template=str(session.template), reason=reason)
+            log.warning(
+                "session failed", session=session.id, template=str(session.template), reason=session.reason
+            )
 
     async def release(self, session: Session) -> bool:
         """Destroy a failed session's sandbox and take it off the record; False: try again later."""
         if not await self._discard(_sandbox_of(session).id):
             return False
-        await self._records.change(
+        await self._records.finish(
             session.id, lambda now: replace(now, sandbox=None) if now.phase is Phase.FAILED else None
         )
         return True
 
     async def destroy(self, session: Session) -> bool:
         """Destroy the sandbox, whole or half-made, and forget the session; False: try again later."""
-        id = session.sandbox.id if session.sandbox else sandbox_id_for(session.id)
-        if not await self._discard(id):
-            return False
+        for id in [session.sandbox.id] if session.sandbox else started_for(session):
+            if not await self._discard(id):
+                return False
+        self.on_forgetting(session)
         try:
             await self._records.store.delete(session.id, revision=session.revision)
         except StaleRevision:
             return True  # changed meanwhile; the next look decides again
-        self.on_forgotten(session)
         log.info("session deleted", session=session.id, reason=session.reason)
         return True
 
@@ -223,6 +279,12 @@ class Acts:
         if not isinstance(self._driver, Suspendable):
             raise DriverFailed(f"driver {self._driver.name} cannot suspend")
         return self._driver
+
+
+def _failing(reason: str, message: str) -> Edit:
+    return lambda now: (
+        now.advanced(Trigger.FAIL, reason=reason, message=message) if now.phase in LIVE else None
+    )
 
 
 def _sandbox_of(session: Session) -> Sandbox:

@@ -17,11 +17,13 @@ from agentcube.manager.access import ACCESS, Access, authorise
 from agentcube.manager.edge import Edge, on_error, on_http, on_invalid
 from agentcube.manager.manager import Service
 from agentcube.manager.problem_docs import answers
+from agentcube.manager.routes_ports import port_routes
 from agentcube.manager.routes_sessions import compat_routes, session_routes
 from agentcube.manager.routes_templates import pool_routes, template_routes
 from agentcube.manager.settings import ManagerSettings
 from agentcube.ports.tokens import Verifier
 from agentcube.wire.bodies import Health
+from agentcube.wire.inside import openapi as inside
 from agentcube.wire.problems import Problem
 
 _DESCRIPTION = """Sandboxed sessions for AI agents. Errors are `application/problem+json` (RFC 9457): `code` is
@@ -52,6 +54,7 @@ def build_app(service: Service, verifier: Verifier, settings: ManagerSettings) -
     _health_routes(app, service)
     app.include_router(compat_routes(service, settings.public_address))
     app.include_router(session_routes(service))
+    app.include_router(port_routes(service, settings.ports_domain))
     app.include_router(template_routes(service))
     app.include_router(pool_routes(service))
     _document_routes(app)
@@ -97,6 +100,8 @@ def document(app: FastAPI) -> dict[str, Any]:
         problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas.update(problem.pop("$defs", {}))
         schemas["Problem"] = problem
+        schemas.update(inside.schemas())
+        made["paths"].update(inside.paths())  # the Router takes these to the session's PicoD
         for unused in ("HTTPValidationError", "ValidationError"):
             schemas.pop(unused, None)
         made["components"]["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}

@@ -13,11 +13,10 @@ from starlette.requests import Request
 
 from agentcube.errors import AgentCubeError, Invalid
 from agentcube.manager.access import subject_of
-from agentcube.manager.service import Repeatable
-from agentcube.wire.names import IDEMPOTENCY_HEADER
+from agentcube.manager.creation import Repeatable
+from agentcube.wire.names import IDEMPOTENCY_HEADER, KEY_CHARS_MAX
 
 T = TypeVar("T")
-_KEY_CHARS_MAX = 255
 
 
 class ClientLeft(AgentCubeError):
@@ -31,8 +30,8 @@ def repeatable(request: Request, body: BaseModel) -> Repeatable | None:
     key = request.headers.get(IDEMPOTENCY_HEADER)
     if key is None:
         return None
-    if not 0 < len(key) <= _KEY_CHARS_MAX or not key.isascii() or not key.isprintable():
-        raise Invalid(f"Idempotency-Key must have 1 to {_KEY_CHARS_MAX} printable ASCII characters")
+    if not 0 < len(key) <= KEY_CHARS_MAX or not key.isascii() or not key.isprintable():
+        raise Invalid(f"Idempotency-Key must have 1 to {KEY_CHARS_MAX} printable ASCII characters")
     scope = json.dumps([subject_of(request).name, request.method, request.url.path, key])
     said = json.dumps(body.model_dump(mode="json", exclude_unset=True), sort_keys=True)
     return Repeatable(

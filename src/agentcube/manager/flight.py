@@ -14,11 +14,17 @@ class Interrupted(Exception):
 
 
 class Flight:
-    """The task that looks after one session. `error` says why it ended early."""
+    """The task that looks after one session. `error` says why it ended early.
+
+    `acting`: it does something to the sandbox now. `news` is set when the session may have changed.
+    """
 
     def __init__(self) -> None:
         self.task: asyncio.Task[None] | None = None
         self.again = False
+        self.acting = False
+        self.renewing: asyncio.Task[None] | None = None
+        self.news = asyncio.Event()
         self.error: AgentCubeError | None = None
         self._deadline: asyncio.Timeout | None = None
         self._interrupted = False

@@ -12,10 +12,14 @@ from agentcube.manager.acts import Acts
 from agentcube.manager.admission import Admission
 from agentcube.manager.catalog import Catalog
 from agentcube.manager.deadlines import Deadlines
+from agentcube.manager.events import Events
+from agentcube.manager.exposures import Exposures
+from agentcube.manager.keeper import Keeper
+from agentcube.manager.orphans import Orphans, all_sessions
 from agentcube.manager.pools import PoolReport, Pools
 from agentcube.manager.reconciler import Reconciler
 from agentcube.manager.records import Records
-from agentcube.manager.recovery import Recovery, all_sessions
+from agentcube.manager.recovery import Recovery
 from agentcube.manager.service import Sessions
 from agentcube.manager.settings import ManagerSettings
 from agentcube.manager.templates import TemplatePolicy
@@ -36,16 +40,25 @@ class Service:
     """What the API and the Router may ask of the manager. Implements `ports.control.ControlPlane`."""
 
     def __init__(
-        self, store: Store, sessions: Sessions, catalog: Catalog, pools: Pools, admission: Admission
+        self,
+        store: Store,
+        sessions: Sessions,
+        exposures: Exposures,
+        events: Events,
+        catalog: Catalog,
+        pools: Pools,
+        admission: Admission,
     ) -> None:
         self.sessions = sessions
+        self.exposures = exposures
+        self.events = events
         self.catalog = catalog
         self._store = store
         self._pools = pools
         self._admission = admission
 
-    async def create_for(self, template: TemplateKey, subject: Subject) -> Session:
-        return await self.sessions.create_for(template, subject)
+    async def create_for(self, template: TemplateKey, subject: Subject, *, key: str = "") -> Session:
+        return await self.sessions.create_for(template, subject, key=key)
 
     async def wake(self, id: SessionId) -> Session:
         return await self.sessions.wake(id)
@@ -65,7 +78,9 @@ class Service:
 
 
 class Manager:
-    """One manager. `service` answers while `run` runs; `run` may be run again after it was cancelled."""
+    """One manager, perhaps of several. `service` answers while `run` runs; `run` may be run again after it
+    was cancelled.
+    """
 
     def __init__(
         self,
@@ -80,20 +95,24 @@ class Manager:
         self._store = store
         self._driver = driver
         self._admission = Admission(settings)
-        self._records = Records(store, clock)
+        self._records = Records(settings, store, clock)
+        self._keeper = Keeper(settings, store, self._records.me, clock)
         acts = Acts(settings, self._records, driver, signer, clock)
-        self._reconciler = Reconciler(self._records, driver, acts, clock)
-        self._pools = Pools(settings, store, driver, signer, clock)
+        self._reconciler = Reconciler(settings, self._records, driver, acts, clock)
+        self._pools = Pools(settings, store, driver, signer, clock, self._keeper)
         self._recovery = Recovery(settings, store, driver, acts, self._reconciler, self._pools)
-        self.deadlines = Deadlines(settings, store, self._reconciler, clock)
-        self.watch = Watch(settings, store, driver, self._reconciler)
-        self._records.on_due = self.deadlines.note
-        acts.on_forgotten = lambda session: self._admission.forget(session.id)
+        self._keeper.on_begin = self._pools.wake
+        self.deadlines = Deadlines(settings, store, self._records, self._reconciler, clock)
+        self.watch = Watch(settings, store, driver, self._reconciler, self._keeper)
+        self.orphans = Orphans(settings, store, driver, self._keeper)
         sessions = Sessions(
             settings, self._records, driver, self._reconciler, self._pools, self._admission, clock
         )
         catalog = Catalog(store, self._pools, TemplatePolicy(settings.allow_host_paths))
-        self.service = Service(store, sessions, catalog, self._pools, self._admission)
+        events = Events(settings, store, clock)
+        acts.on_forgetting = events.note_last
+        exposures = Exposures(sessions, self._records, signer, clock)
+        self.service = Service(store, sessions, exposures, events, catalog, self._pools, self._admission)
         self._recovered = asyncio.Event()
 
     async def run(self) -> None:
@@ -103,15 +122,20 @@ class Manager:
             async with asyncio.TaskGroup() as group:
                 powers = await self._driver.capabilities()
                 self._records.can_suspend = powers.suspend
+                self._records.cannot_suspend = powers.cannot_suspend
                 catalog = self.service.catalog
                 catalog.policy = replace(catalog.policy, isolation=powers.isolation)
+                group.create_task(self.service.events.run(), name="events")
                 group.create_task(self._reconciler.run(), name="reconciler")
                 await self._reconciler.running.wait()
-                self._admission.reset(await self._recovery.run())
+                await self._recovery.run()
+                self._admission.open()
                 self._recovered.set()
                 group.create_task(self.deadlines.run(), name="deadlines")
                 group.create_task(self._pools.run(), name="pools")
                 group.create_task(self.watch.run(), name="watch")
+                group.create_task(self.orphans.run(), name="orphans")
+                group.create_task(self._keeper.run(), name="keeper")
                 group.create_task(self._recovery.adopt_doubtful(), name="adoption")
         finally:
             self._recovered.clear()
@@ -122,8 +146,21 @@ class Manager:
         await self._recovered.wait()
 
     def refuse(self) -> None:
-        """Make no more sessions: the process is about to end. Those that live go on."""
+        """Make no more sessions and end event streams: the process is about to end. Sessions that live go on."""
         self._admission.close()
+        self.service.events.close()
+
+    async def hand_over(self) -> None:
+        """Finish what is being done and begin no more, for a clean stop of one of several; call it while `run` runs.
+
+        The others go on with the sessions. What is cut short they take over when the lease is over.
+        """
+        self.refuse()
+        try:
+            await self._keeper.leave()
+        except AgentCubeError as exc:
+            log.warning("keeper's role runs out by itself", error=exc.code)
+        await self._reconciler.landed()
 
     async def clear(self) -> None:
         """End every session and drain every pool, for a clean stop; call it while `run` runs.

@@ -1,7 +1,8 @@
 """Warm pools: keeps as many ready sandboxes per template as it asks for, behind the back of claims.
 
 A claim is one step in the store and knows nothing of this. What is started, kept and drained is
-decided by `model.pool.plan_pool`; an entry is on record before its sandbox is made.
+decided by `model.pool.plan_pool`; an entry is on record before its sandbox is made. Of several managers the
+keeper fills; what one that was it before is still starting finds its entry gone, and is destroyed by it.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 import structlog
 
-from agentcube.errors import AgentCubeError, StartTimedOut
+from agentcube.errors import AgentCubeError, StartTimedOut, StoreFailed
+from agentcube.manager.keeper import Keeper
 from agentcube.manager.settings import ManagerSettings
 from agentcube.model.ids import SandboxId, new_sandbox_id
 from agentcube.model.plan import Seen
@@ -64,13 +66,20 @@ class Pools:
     """Refills, rolls and drains inside `run`; `wake` asks for a pass now."""
 
     def __init__(
-        self, settings: ManagerSettings, store: Store, driver: SandboxDriver, signer: Signer, clock: Clock
+        self,
+        settings: ManagerSettings,
+        store: Store,
+        driver: SandboxDriver,
+        signer: Signer,
+        clock: Clock,
+        keeper: Keeper,
     ) -> None:
         self._settings = settings
         self._store = store
         self._driver = driver
         self._signer = signer
         self._clock = clock
+        self._keeper = keeper
         self._records: defaultdict[TemplateKey, _Record] = defaultdict(_Record)
         self._starting: dict[SandboxId, asyncio.Task[None]] = {}
         self._doomed: dict[SandboxId, asyncio.Task[None] | None] = {}
@@ -105,9 +114,16 @@ class Pools:
         self._closing, self._running = False, True
         try:
             async with asyncio.TaskGroup() as group:
+                if self._settings.replicated:
+                    group.create_task(self._hear(), name="news of pools")
                 await self._keep(group)
         finally:
             self._running = False
+
+    async def _hear(self) -> None:
+        """Look soon after another manager's claim, or change of a template."""
+        async for _ in self._store.pool_changes():
+            self.wake()
 
     async def _keep(self, group: asyncio.TaskGroup) -> None:
         while True:
@@ -165,21 +181,24 @@ class Pools:
 
     async def sweep(self, group: asyncio.TaskGroup) -> None:
         """One pass over all pools: whatever has to be made or destroyed is begun in `group`."""
+        for id in [id for id, task in self._doomed.items() if task is None]:
+            self._destroy(id, group)
+        if not self._keeper.keeping:
+            return
         templates = {t.key: t for t in await self._store.list_templates()}
+        starting = frozenset(self._starting)  # before the entries: one that is ready by then says so
         entries = _by_template(await self._store.list_warm())
         for key in self._records.keys() - templates.keys():
             del self._records[key]
-        for id in [id for id, task in self._doomed.items() if task is None]:
-            self._destroy(id, group)
         for key in templates.keys() | entries.keys():
-            alive = [e for e in entries.get(key, []) if await self._is_sound(e, group)]
+            alive = [e for e in entries.get(key, []) if await self._is_sound(e, starting, group)]
             template = None if self._closing else templates.get(key)
             await self._level(key, template, alive, group)
 
-    async def _is_sound(self, entry: WarmSandbox, group: asyncio.TaskGroup) -> bool:
+    async def _is_sound(self, entry: WarmSandbox, starting: Set[SandboxId], group: asyncio.TaskGroup) -> bool:
         """Whether the entry is what it says; one that is not is taken out and destroyed."""
         if entry.sandbox is None:
-            sound = entry.id in self._starting
+            sound = entry.id in starting
         else:
             try:
                 sound = await self._driver.observe(entry.sandbox) is not Seen.GONE
@@ -198,7 +217,7 @@ class Pools:
         group: asyncio.TaskGroup,
     ) -> None:
         own = sum(e.state is WarmState.STARTING for e in entries)
-        others = len(self._starting) - own
+        others = max(0, len(self._starting) - own)
         todo = plan_pool(template, entries, in_flight_max=self._settings.refills_in_flight - others)
         for id in todo.drain:
             await self._drain(id, group)
@@ -235,14 +254,14 @@ class Pools:
         timeout_s = self._settings.start_timeout_s
         record = self._records[template.key]
         try:
-            spec = template.sandbox_spec(
-                entry.id, public_keys=self._signer.public_keys, labels={"pool": str(template.key)}
-            )
+            labels = {"pool": str(template.key)}
+            spec = template.sandbox_spec(entry.id, public_keys=self._signer.public_keys, labels=labels)
+            spec = replace(spec, patient=True)
             async with asyncio.timeout(timeout_s):
                 sandbox = await self._driver.create(spec)
                 if template.routes:
                     await self._driver.ready(sandbox, timeout=timedelta(seconds=timeout_s))
-            await self._store.put_warm(replace(entry, state=WarmState.READY, sandbox=sandbox))
+            await self._publish(replace(entry, state=WarmState.READY, sandbox=sandbox), group)
             record.failures, record.last_error = 0, None
         except (AgentCubeError, TimeoutError) as exc:
             error = exc if isinstance(exc, AgentCubeError) else StartTimedOut(f"not ready in {timeout_s:g} s")
@@ -252,6 +271,16 @@ class Pools:
             log.exception("refill failed", template=str(template.key))
             self._failed(template.key, record, AgentCubeError("the refill failed; see the server's log"))
             await self._give_up(entry.id, group)
+
+    async def _publish(self, entry: WarmSandbox, group: asyncio.TaskGroup) -> None:
+        """Let the sandbox be claimed, or destroy it when nobody can have claimed it."""
+        try:
+            if not await self._store.update_warm(entry):
+                self._destroy(entry.id, group)  # another keeper took it for left behind
+        except StoreFailed as exc:
+            # Only the answer may be lost: then it is the pool's, or a session's by now. What it is not, the next
+            # pass finds.
+            log.warning("pool entry left for the next pass", sandbox=entry.id, error=exc.code)
 
     def _failed(self, key: TemplateKey, record: _Record, error: AgentCubeError) -> None:
         if record.failures == 0:  # once per streak; the rest is counted

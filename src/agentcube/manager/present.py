@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from agentcube.manager.pools import PoolReport
+from agentcube.model.lifecycle import Phase
 from agentcube.model.session import Session
 from agentcube.model.template import Template
 from agentcube.ports.driver import Usage
@@ -21,8 +22,10 @@ from agentcube.wire.bodies import (
 from agentcube.wire.names import API_VERSION, PLURALS
 
 
-def session_body(session: Session, usage: Usage | None = None) -> SessionBody:
-    """A session as part B shows it."""
+def session_body(
+    session: Session, usage: Usage | None = None, *, stays_awake: str | None = None
+) -> SessionBody:
+    """A session as part B shows it; `stays_awake` is why its `suspend_after` has no effect."""
     kind, namespace, name = session.template
     base = f"/v1/sessions/{session.id}"
     box = session.sandbox
@@ -34,8 +37,11 @@ def session_body(session: Session, usage: Usage | None = None) -> SessionBody:
         generation=session.generation,
         owner=session.owner,
         phase=session.phase.value,
+        phase_since=session.phase_since,
         reason=session.reason,
         message=session.message,
+        sleep=_tier(session),
+        stays_awake=stays_awake,
         created_at=session.created_at,
         last_activity_at=session.last_activity_at,
         expires_at=session.expires_at,
@@ -104,6 +110,12 @@ def pool_body(report: PoolReport) -> PoolBody:
         wait_ms=WaitBody(p50=_ms(report.wait_p50_s), p95=_ms(report.wait_p95_s)),
         last_error=report.last_error,
     )
+
+
+def _tier(session: Session) -> str | None:
+    if session.phase is not Phase.PAUSED or session.sandbox is None:
+        return None
+    return session.sandbox.facts.get("sleep", "suspended")
 
 
 def _ms(seconds: float | None) -> float | None:

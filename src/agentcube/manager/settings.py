@@ -9,6 +9,8 @@ from typing import Annotated
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from agentcube.wire.names import PORTS_DOMAIN
+
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -21,7 +23,20 @@ class ManagerSettings(BaseSettings):
     public_address: Annotated[str, Field(description="host:port of the Router, as clients reach it.")] = (
         "127.0.0.1:8080"
     )
-    replica: Annotated[str, Field(description="Names this process as the holder of leases.")] = "manager"
+    ports_domain: Annotated[
+        str,
+        Field(description="Below which exposed ports have host names of their own; empty: they have none."),
+    ] = PORTS_DOMAIN
+    replica: Annotated[
+        str,
+        Field(
+            description="Names this process as the holder of leases, each start anew; a random name if empty."
+        ),
+    ] = ""
+    replicated: Annotated[
+        bool,
+        Field(description="Other managers use this store, with drivers that reach the same sandboxes."),
+    ] = False
     host_started_at: Annotated[
         datetime | None,
         Field(description="When this machine booted; sessions older than that died with it."),
@@ -34,6 +49,10 @@ class ManagerSettings(BaseSettings):
     ] = ()
 
     start_timeout_s: Annotated[Positive, Field(description="For a cold start, as clients wait 120 s.")] = 60.0
+    sleep_timeout_s: Annotated[
+        Positive,
+        Field(description="For suspending or waking a sandbox; below the Router's 60 s for a wake."),
+    ] = 30.0
     delete_wait_s: Annotated[
         Positive, Field(description="How long DELETE waits for the end of what will end anyway.")
     ] = 20.0
@@ -41,7 +60,17 @@ class ManagerSettings(BaseSettings):
         Positive,
         Field(description="A session whose client left before the answer, kept for its retry by key."),
     ] = 60.0
-    lease_s: Annotated[Positive, Field(description="Of due sessions; also the pause before a retry.")] = 30.0
+    lease_s: Annotated[
+        Positive,
+        Field(
+            description="Of what a manager acts on or keeps: another takes over when it has died. Also the pause "
+            "before a retry."
+        ),
+    ] = 3.0
+    orphans_s: Annotated[
+        Positive,
+        Field(description="Between two looks for sandboxes of nobody; each reads every session."),
+    ] = 60.0
     observe_s: Annotated[Positive, Field(description="Between two looks at live sandboxes.")] = 1.0
     observe_batch: Annotated[
         Count, Field(description="Sandboxes per look; one costs a poll of a pidfd, some 10 µs.")
@@ -58,12 +87,17 @@ class ManagerSettings(BaseSettings):
     ] = 2
     refill_backoff_max_s: Annotated[Positive, Field(description="Longest pause after failed refills.")] = 60.0
     sessions_max: Annotated[
-        Count, Field(description="Sessions on record; an idle sandbox holds about 5 MB.")
+        Count, Field(description="Sessions on record; an idle sandbox holds about 13 MB.")
     ] = 2000
     sessions_per_owner_max: Annotated[Count, Field(description="Sessions of one owner.")] = 2000
     creates_waiting_max: Annotated[
         Count, Field(description="Creations under way; more are told to wait.")
     ] = 256
+
+    event_streams_max: Annotated[
+        Count, Field(description="Streams of phase changes; each is a connection and some 50 KB.")
+    ] = 1024
+    event_streams_per_owner_max: Annotated[Count, Field(description="Streams of one caller.")] = 256
 
     body_bytes_max: Annotated[
         Count, Field(description="Of a request; manifests are far below etcd's 1.5 MiB.")

@@ -202,7 +202,15 @@ class _Reading:
             if prefix in seen:
                 self._refuse(f"{at}/{index}/pathPrefix", f"{prefix!r} is there twice")
             seen.add(prefix)
-        return tuple(Port(port=p.port, path_prefix=p.path_prefix or "/", name=p.name) for p in ports)
+        return tuple(
+            Port(
+                port=p.port,
+                path_prefix=p.path_prefix or "/",
+                name=p.name,
+                passes_credentials=p.pass_credentials,
+            )
+            for p in ports
+        )
 
     def _env(self, variables: Sequence[EnvVar] | None, at: str) -> dict[str, str]:
         for index, variable in enumerate(variables or ()):

@@ -26,6 +26,7 @@ from agentcube.ports.tokens import LOCAL, Subject
 from agentcube.runtime.keys import RsaSigner, RsaVerifier
 from agentcube.runtime.serve import AppServer, unix_socket
 from agentcube.stores.memory import MemoryStore
+from agentcube.testing.clock import FakeClock
 from agentcube.testing.eventually import eventually
 
 
@@ -65,6 +66,7 @@ class World:
         self.machine = FakeMachine()
         self.driver = FakeDriver(self.machine)
         self.clock: Clock = SystemClock()
+        self.tick: FakeClock  # the clock, where a test advances it
         self.signer = RsaSigner(key)
         self.verifier = RsaVerifier(self.signer.public_keys)
         self.settings: dict[str, Any] = {"observe_s": 0.05}
@@ -162,3 +164,13 @@ async def api(world: World, anyio_backend: str) -> AsyncIterator[httpx2.AsyncCli
     async with world.manager() as manager, world.serving(manager) as client:
         await manager.service.catalog.put(world.INTERPRETER, world.interpreter())
         yield client()
+
+
+@pytest.fixture
+async def timed(world: World, anyio_backend: str) -> AsyncIterator[Manager]:
+    """A running manager on a fake clock (`world.tick`), with `INTERPRETER` and without its own looks in the way."""
+    world.clock = world.tick = FakeClock()
+    world.settings["observe_s"] = 30
+    async with world.manager() as manager:
+        await manager.service.catalog.put(world.INTERPRETER, world.interpreter())
+        yield manager

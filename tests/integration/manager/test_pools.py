@@ -6,7 +6,7 @@ import pytest
 
 from agentcube.drivers.fake import Silent
 from agentcube.errors import CapacityExhausted, DriverFailed, StartFailed, StoreFailed
-from agentcube.manager.service import Wish
+from agentcube.manager.creation import Wish
 from agentcube.model.pool import WarmState
 from agentcube.ports.tokens import LOCAL
 from agentcube.stores.memory import MemoryStore

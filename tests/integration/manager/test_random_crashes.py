@@ -2,17 +2,20 @@
 
 import asyncio
 import functools
+import itertools
 import random
 
 import pytest
 
 from agentcube.errors import AgentCubeError, DriverFailed, StartFailed, Unreachable
-from agentcube.model.lifecycle import Phase
+from agentcube.model.lifecycle import TRANSITIONS, Phase
 from agentcube.ports.store import SessionQuery
 from agentcube.ports.tokens import LOCAL
 from agentcube.testing.eventually import eventually
 
 pytestmark = pytest.mark.anyio
+
+WEATHER = ["create", "create", "create", "vanish", "delete", "die", "refuse", "look", "suspend", "resume"]
 
 
 async def settled(world) -> bool:
@@ -26,8 +29,22 @@ async def settled(world) -> bool:
         box = boxes.get(session.sandbox.id) if session.sandbox else None
         if session.phase is Phase.READY and box is not None:
             assert box.session == session.id, "a Ready session's sandbox is bound to another"
-    rests = all(s.phase in (Phase.READY, Phase.FAILED) for s in sessions)
+            assert not box.asleep, "a Ready session's sandbox sleeps"
+        assert_is_a_walk(session)
+    rests = all(s.phase in (Phase.READY, Phase.PAUSED, Phase.FAILED) for s in sessions)
     return rests and len(warm) == 2 and set(named) == set(boxes) and all(b.whole for b in boxes.values())
+
+
+def assert_is_a_walk(session) -> None:
+    """A session's history is one through the table, without gaps, that ends where the session is."""
+    steps = {(phase, to) for (phase, _), to in TRANSITIONS.items()}
+    steps.add(
+        (Phase.FAILED, Phase.PENDING)
+    )  # a warm sandbox that was no good, before anybody saw the session
+    for one, next in itertools.pairwise(session.history):
+        assert next.seq == one.seq + 1
+        assert (one.phase, next.phase) in steps
+    assert session.history[-1].phase is session.phase
 
 
 async def quietly(work) -> None:
@@ -42,7 +59,7 @@ async def storm(world, manager, chance: random.Random) -> None:
     doing = []
     for _ in range(chance.randrange(1, 12)):
         ids = [s.id for s in (await world.store.list(SessionQuery(limit=1000))).sessions]
-        match chance.choice(["create", "create", "create", "vanish", "delete", "die", "refuse", "look"]):
+        match chance.choice(WEATHER):
             case "create":
                 doing.append(asyncio.ensure_future(quietly(lambda: world.session(manager))))
             case "vanish":
@@ -51,17 +68,30 @@ async def storm(world, manager, chance: random.Random) -> None:
                     await asyncio.sleep(0)
                 gone.cancel()
                 doing.append(gone)
+            case "suspend" | "resume" as wish if ids:
+                call = getattr(manager.service.sessions, wish)
+                doing.append(
+                    asyncio.ensure_future(quietly(functools.partial(call, chance.choice(ids), LOCAL)))
+                )
             case "delete" if ids:
                 delete = functools.partial(manager.service.sessions.delete, chance.choice(ids), LOCAL)
                 doing.append(asyncio.ensure_future(quietly(delete)))
             case "die" if world.machine.boxes:
                 world.driver.crash(chance.choice(list(world.machine.boxes)))
             case "refuse":
-                operation = chance.choice(["create", "bind", "destroy", "observe", "adopt"])
+                operation = chance.choice(
+                    ["create", "bind", "destroy", "observe", "adopt", "suspend", "resume"]
+                )
                 error = {"create": StartFailed("no"), "bind": Unreachable("no")}.get(
                     operation, DriverFailed("no")
                 )
-                world.driver.fail(operation, error, half_made=operation == "create" and chance.random() < 0.5)
+                half = chance.random() < 0.5
+                world.driver.fail(
+                    operation,
+                    error,
+                    half_made=operation == "create" and half,
+                    done=operation in ("suspend", "resume") and half,
+                )
             case "look" if ids:
                 look = functools.partial(manager.service.suspect, chance.choice(ids))
                 doing.append(asyncio.ensure_future(quietly(look)))

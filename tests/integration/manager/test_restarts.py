@@ -6,13 +6,11 @@ from datetime import timedelta
 import pytest
 
 from agentcube.errors import DriverFailed, SessionNotFound, StoreFailed, Unavailable
-from agentcube.manager.service import Wish
 from agentcube.model.ids import new_sandbox_id
 from agentcube.model.lifecycle import Phase
 from agentcube.model.pool import WarmState
 from agentcube.model.sandbox import SandboxSpec
 from agentcube.ports.tokens import LOCAL
-from agentcube.testing.clock import FakeClock
 from agentcube.testing.eventually import eventually
 from agentcube.testing.samples import sample_warm
 
@@ -77,26 +75,42 @@ async def test_a_crash_during_a_deletion_is_finished_by_the_next_start(world) ->
 
 
 @pytest.mark.parametrize("operation", ["suspend", "resume"])
-async def test_a_crash_while_falling_asleep_or_waking_is_finished(world, operation) -> None:
-    world.clock = tick = FakeClock()
+@pytest.mark.parametrize("done", [False, True])
+async def test_a_crash_while_falling_asleep_or_waking_is_finished(world, operation, done) -> None:
     async with world.manager() as manager:
         await manager.service.catalog.put(world.INTERPRETER, world.interpreter())
-        wish = Wish(template=world.INTERPRETER, suspend_after=timedelta(minutes=5))
-        session = await manager.service.sessions.create(wish, LOCAL)
-        gate = world.driver.hold("suspend") if operation == "suspend" else None
-        tick.advance(timedelta(minutes=5))
-        await manager.deadlines.sweep()
-        if gate is None:
-            await eventually(lambda: world.store.peek(session.id).phase is Phase.PAUSED)
-            world.driver.hold("resume")
-            waking = asyncio.ensure_future(manager.service.wake(session.id))
+        session = await world.session(manager)
+        if operation == "resume":
+            await manager.service.sessions.suspend(session.id, LOCAL)
+        world.driver.hold(operation)
+        ask = getattr(manager.service.sessions, operation)
+        asking = asyncio.ensure_future(ask(session.id, LOCAL))
         await eventually(lambda: (operation, session.sandbox.id) in world.driver.calls)
-    if gate is None:
-        await asyncio.gather(waking, return_exceptions=True)
+    await asyncio.gather(asking, return_exceptions=True)
+    if done:  # the crash came after the driver, before the record
+        world.machine.boxes[session.sandbox.id].asleep = operation == "suspend"
     world.new_driver()
     async with world.manager() as manager:
+        await eventually(lambda: consistent(world))
+        asleep = operation == "suspend"
+        assert world.store.peek(session.id).phase is (Phase.PAUSED if asleep else Phase.READY)
+        assert world.driver.asleep(session.sandbox.id) is asleep
         assert (await manager.service.wake(session.id)).phase is Phase.READY
-        assert not world.machine.boxes[session.sandbox.id].asleep
+        assert not world.driver.asleep(session.sandbox.id)
+
+
+async def test_sleeping_sessions_are_adopted_and_sleep_on(world) -> None:
+    async with world.manager() as manager:
+        await manager.service.catalog.put(world.INTERPRETER, world.interpreter())
+        session = await world.session(manager)
+        await manager.service.sessions.suspend(session.id, LOCAL)
+    world.new_driver()
+    async with world.manager() as manager:
+        assert [op for op, _ in world.driver.calls].count("adopt") == 1
+        assert world.store.peek(session.id).phase is Phase.PAUSED
+        assert world.driver.asleep(session.sandbox.id)
+        await manager.service.sessions.delete(session.id, LOCAL)
+        assert not world.machine.boxes
 
 
 async def test_live_sessions_and_pools_are_adopted_and_strangers_destroyed(world) -> None:
@@ -191,6 +205,34 @@ async def test_a_sandbox_that_cannot_be_judged_is_kept_and_adopted_later(world) 
 
         await eventually(told)
         assert failing.sandbox.id in world.machine.boxes
+
+
+async def test_a_store_out_of_reach_while_doubtful_sandboxes_are_adopted_does_not_end_the_manager(
+    world,
+) -> None:
+    async with world.manager() as manager:
+        await manager.service.catalog.put(world.INTERPRETER, world.interpreter())
+        doubtful = await world.session(manager)
+    readable = type(world.store)
+    refused = asyncio.Event()
+
+    class Unreadable(readable):
+        async def get(self, id):
+            refused.set()
+            raise StoreFailed("the disk is gone")
+
+    world.new_driver().blind = True
+    async with world.manager() as manager:
+        world.store.__class__ = Unreadable
+        await asyncio.wait_for(refused.wait(), 10)
+        world.store.__class__ = readable
+        world.driver.blind = False
+        world.machine.boxes[doubtful.sandbox.id].alive = False
+
+        async def told() -> bool:
+            return (await manager.service.sessions.get(doubtful.id, LOCAL)).phase is Phase.FAILED
+
+        await eventually(told)
 
 
 async def test_nothing_is_destroyed_while_the_store_cannot_be_read(world) -> None:

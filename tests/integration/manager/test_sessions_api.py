@@ -1,12 +1,15 @@
 """`/v1/sessions` over real HTTP."""
 
 import asyncio
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import httpx2
 import pytest
 
-from agentcube.errors import CapacityExhausted, StartFailed
+from agentcube.errors import CapacityExhausted, Conflict, StartFailed, StartTimedOut
+from agentcube.model.lifecycle import Phase, Trigger
+from agentcube.ports.tokens import LOCAL
 from agentcube.testing.eventually import eventually
 
 pytestmark = pytest.mark.anyio
@@ -286,12 +289,64 @@ async def test_a_client_that_comes_back_with_its_key_gets_its_session(world) -> 
         for key in ("comes-back", "never-does"):
             with pytest.raises(httpx2.ReadTimeout):
                 await api.post("/v1/sessions", json=body, timeout=0.1, headers={"idempotency-key": key})
-        await eventually(lambda: manager.service.sessions.unanswered == 2)
+        await eventually(
+            lambda: sum(s.answer_by is not None for s in world.store._live.sessions.values()) == 2
+        )
         gate.set()
         again = await api.post("/v1/sessions", json=body, headers={"idempotency-key": "comes-back"})
         assert again.status_code == 201
         await eventually(lambda: len(world.machine.boxes) == 1)
         assert (await api.get(f"/v1/sessions/{again.json()['id']}")).json()["phase"] == "Ready"
+
+
+async def test_a_session_is_kept_whose_maker_was_taken_for_dead_and_answers_all_the_same(world) -> None:
+    world.settings["replicated"] = True
+    async with world.manager() as manager:
+        await manager.service.catalog.put(world.INTERPRETER, world.interpreter())
+        gate = world.driver.hold("bind")
+        making = asyncio.ensure_future(manager.service.create_for(world.INTERPRETER, LOCAL))
+        await eventually(lambda: any(operation == "bind" for operation, _ in world.driver.calls))
+        # Another manager took over meanwhile: the client counted as gone, and the session is Ready.
+        (begun,) = world.store._live.sessions.values()
+        ready = replace(begun, hold=None, answer_by=world.clock.now() + timedelta(hours=1))
+        await world.store.replace(ready.advanced(Trigger.ANSWER))
+        gate.set()
+        made = await making
+        assert (await world.store.get(made.id)).answer_by is None
+
+
+async def test_a_session_that_another_caller_of_its_key_has_does_not_end_with_a_slow_one(world) -> None:
+    world.settings["start_timeout_s"] = 0.3
+    async with world.manager() as manager:
+        await manager.service.catalog.put(world.INTERPRETER, world.interpreter())
+        gate = world.driver.hold("bind")
+        making = asyncio.ensure_future(manager.service.create_for(world.INTERPRETER, LOCAL, key="k"))
+        await eventually(lambda: any(operation == "bind" for operation, _ in world.driver.calls))
+        (begun,) = world.store._live.sessions.values()
+        # A retry by another manager has it: that was quicker than this one, which stood still.
+        await world.store.replace(replace(begun, hold=None, joined=True).advanced(Trigger.ANSWER))
+        with pytest.raises(StartTimedOut):
+            await making
+        gate.set()
+        assert (await manager.service.suspect(begun.id)).phase is Phase.READY
+
+
+async def test_a_first_request_that_comes_again_with_its_key_has_the_session_it_made(world) -> None:
+    async with world.manager() as manager:
+        await manager.service.catalog.put(world.INTERPRETER, world.interpreter())
+        made = await asyncio.gather(
+            *(manager.service.create_for(world.INTERPRETER, LOCAL, key="k") for _ in range(3))
+        )
+        assert len({s.id for s in made}) == len(world.machine.boxes) == 1
+        for other in (
+            await manager.service.create_for(world.INTERPRETER, LOCAL, key="other"),
+            await manager.service.create_for(world.INTERPRETER, world.EVE, key="k"),
+            await manager.service.create_for(world.INTERPRETER, LOCAL),
+        ):
+            assert other.id != made[0].id
+        await manager.service.sessions.delete(made[0].id, LOCAL)
+        with pytest.raises(Conflict, match="has ended"):
+            await manager.service.create_for(world.INTERPRETER, LOCAL, key="k")
 
 
 async def test_deleting_a_session_that_starts_gives_the_start_up(api, world) -> None:

@@ -5,36 +5,13 @@ import asyncio
 import pytest
 from pydantic import ValidationError
 
-from agentcube.errors import CapacityExhausted, LimitExceeded, StartTimedOut, Unavailable
+from agentcube.errors import LimitExceeded, StartTimedOut, Unavailable
 from agentcube.manager.admission import Admission
 from agentcube.manager.flight import Flight, Interrupted
-from agentcube.manager.locks import KeyedLocks
 from agentcube.manager.pools import _percentile
 from agentcube.manager.settings import ManagerSettings
-from agentcube.model.ids import SessionId
-from agentcube.ports.tokens import LOCAL, Subject
-from agentcube.testing.samples import sample_session
 
 pytestmark = pytest.mark.anyio
-
-
-async def test_a_keyed_lock_excludes_per_key_and_forgets_keys() -> None:
-    locks, inside, most = KeyedLocks(), 0, 0
-
-    async def work(key: str) -> None:
-        nonlocal inside, most
-        async with locks.hold(key):
-            inside += key == "a"
-            most = max(most, inside)
-            await asyncio.sleep(0)
-            inside -= key == "a"
-
-    waiting = [asyncio.ensure_future(work(key)) for key in "aaabbb"]
-    await asyncio.sleep(0)
-    assert len(locks) == 2
-    waiting[1].cancel()
-    await asyncio.wait(waiting)
-    assert (most, len(locks)) == (1, 0)
 
 
 async def test_a_start_is_ended_by_its_deadline() -> None:
@@ -64,20 +41,6 @@ async def test_a_cancelled_start_is_cancelled_and_not_late() -> None:
     task.cancel()
     await asyncio.wait({task})
     assert task.cancelled()
-
-
-async def test_admission_counts_and_forgets() -> None:
-    admission = Admission(ManagerSettings(sessions_max=3, sessions_per_owner_max=2))
-    admission.reset([sample_session("s0", owner=LOCAL.name)])
-    admission.admit(SessionId("s1"), LOCAL)
-    with pytest.raises(LimitExceeded):
-        admission.admit(SessionId("s2"), LOCAL)
-    admission.admit(SessionId("s2"), Subject("eve"))
-    with pytest.raises(CapacityExhausted):
-        admission.admit(SessionId("s3"), Subject("eve"))
-    for _ in range(2):
-        admission.forget(SessionId("s0"))
-    admission.admit(SessionId("s3"), LOCAL)
 
 
 async def test_creations_under_way_are_bounded_and_end_with_the_manager() -> None:

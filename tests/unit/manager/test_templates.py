@@ -50,7 +50,10 @@ def test_an_agent_runtime_is_read_whole(tmp_path) -> None:
                 {"name": "x", "emptyDir": {}},
             ]
         },
-        targetPort=[{"port": 8080, "pathPrefix": "/echo"}, {"port": 9000, "name": "metrics"}],
+        targetPort=[
+            {"port": 8080, "pathPrefix": "/echo"},
+            {"port": 9000, "name": "metrics", "passCredentials": True},
+        ],
         sessionTimeout="5m",
         maxSessionDuration="1h",
         suspendAfter="90s",
@@ -67,7 +70,7 @@ def test_an_agent_runtime_is_read_whole(tmp_path) -> None:
     assert (
         template.ports
         == template.routes
-        == (Port(port=8080, path_prefix="/echo"), Port(port=9000, name="metrics"))
+        == (Port(port=8080, path_prefix="/echo"), Port(port=9000, name="metrics", passes_credentials=True))
     )
     assert template.mounts == (HostMount(source=f"{tmp_path}/data", target="/data", read_only=True),)
     assert template.resources == Resources(

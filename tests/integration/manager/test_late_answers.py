@@ -1,0 +1,175 @@
+"""Calls whose answer is lost, late or never comes: what was asked for is done once, and to nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+
+from agentcube.drivers.fake import FakeDriver, FakeMachine
+from agentcube.errors import AgentCubeError, DriverFailed, StoreFailed, SuspendFailed
+from agentcube.manager.creation import Wish
+from agentcube.manager.manager import Manager
+from agentcube.manager.orphans import Orphans
+from agentcube.manager.settings import ManagerSettings
+from agentcube.model.ids import SandboxId, SessionId
+from agentcube.model.lifecycle import Phase
+from agentcube.model.pool import WarmSandbox
+from agentcube.model.sandbox import Sandbox
+from agentcube.model.template import Kind, TemplateKey
+from agentcube.ports.store import SessionQuery
+from agentcube.ports.tokens import LOCAL
+from agentcube.runtime.keys import RsaSigner
+from agentcube.stores.memory import MemoryStore
+from agentcube.testing.eventually import eventually
+
+pytestmark = pytest.mark.anyio
+
+KEY = TemplateKey(Kind.CODE_INTERPRETER, "default", "t")
+
+
+class LostAnswer(MemoryStore):
+    """The first time that a pool's sandbox is told to be ready, the answer to that is lost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lost = asyncio.Event()
+        self.go_on = asyncio.Event()
+
+    async def update_warm(self, entry: WarmSandbox) -> bool:
+        made = await super().update_warm(entry)
+        if not self.lost.is_set():
+            self.lost.set()
+            await self.go_on.wait()
+            raise StoreFailed("the connection was lost")
+        return made
+
+
+@contextlib.asynccontextmanager
+async def managing(
+    store: MemoryStore, driver: FakeDriver, key: RSAPrivateKey, *, pool: int = 0, **settings: Any
+) -> AsyncIterator[Manager]:
+    manager = Manager(ManagerSettings(**settings), store=store, driver=driver, signer=RsaSigner(key))
+    running = asyncio.ensure_future(manager.run())
+    await manager.recovered()
+    spec = {"template": {}, "warmPoolSize": pool}
+    await manager.service.catalog.put(KEY, {"kind": "CodeInterpreter", "spec": spec})
+    yield manager
+    running.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
+
+
+async def test_a_pools_sandbox_that_was_claimed_is_not_destroyed_for_a_lost_answer(
+    key: RSAPrivateKey,
+) -> None:
+    store, machine = LostAnswer(), FakeMachine()
+    async with managing(store, FakeDriver(machine), key, pool=1) as manager:
+        await store.lost.wait()
+        session = await manager.service.sessions.create(Wish(template=KEY), LOCAL)
+        assert session.from_pool and session.sandbox is not None  # noqa: PT018
+        store.go_on.set()
+        await eventually(
+            lambda: len(machine.boxes) == 2
+        )  # the pool's next one: the lost answer was dealt with
+        assert session.sandbox.id in machine.boxes
+
+
+async def test_a_suspend_that_comes_after_it_was_undone_does_nothing(key: RSAPrivateKey) -> None:
+    late: list[asyncio.Future[Any]] = []
+    go_on = asyncio.Event()
+
+    class Far(FakeDriver):
+        """A machine's call goes on when nobody waits for it any more."""
+
+        async def suspend(self, sandbox: Sandbox, *, fence: int) -> Sandbox:
+            async def call() -> Sandbox:
+                await go_on.wait()
+                return await super(Far, self).suspend(sandbox, fence=fence)
+
+            late.append(asyncio.ensure_future(call()))
+            return await asyncio.shield(late[-1])
+
+    store, machine = MemoryStore(), FakeMachine()
+    async with managing(store, Far(machine), key, sleep_timeout_s=0.05) as manager:
+        sessions = manager.service.sessions
+        session = await sessions.create(Wish(template=KEY), LOCAL)
+        with pytest.raises(SuspendFailed):
+            await sessions.suspend(session.id, LOCAL)
+        go_on.set()
+        with pytest.raises(AgentCubeError):
+            await late[0]
+        assert (await store.get(session.id)).phase is Phase.READY
+        assert session.sandbox is not None
+        assert not machine.boxes[session.sandbox.id].asleep
+        assert (await sessions.suspend(session.id, LOCAL)).phase is Phase.PAUSED  # and the next one counts
+
+
+async def test_a_hold_that_a_store_does_not_answer_for_does_not_hold_up_the_others(
+    key: RSAPrivateKey,
+) -> None:
+    hanging: set[SessionId] = set()
+    renewed: set[SessionId] = set()
+
+    class Hanging(MemoryStore):
+        async def get(self, id: SessionId) -> Any:
+            if id in hanging:
+                await asyncio.Event().wait()
+            return await super().get(id)
+
+        async def replace(self, session: Any, **more: Any) -> Any:
+            if hanging and session.phase is Phase.PENDING:
+                renewed.add(session.id)
+            return await super().replace(session, **more)
+
+    class Slow(FakeDriver):
+        async def create(self, spec: Any) -> Sandbox:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    store = Hanging()
+    async with managing(store, Slow(FakeMachine()), key, lease_s=0.3) as manager:
+        making = [
+            asyncio.ensure_future(manager.service.sessions.create(Wish(template=KEY), LOCAL))
+            for _ in range(3)
+        ]
+        known: list[SessionId] = []
+
+        async def all_there() -> bool:
+            known[:] = [session.id for session in (await store.list(SessionQuery())).sessions]
+            return len(known) == 3
+
+        await eventually(all_there)
+        hanging.add(known[0])
+        for _ in range(2):  # more than once: also in the rounds after the one that hangs
+            renewed.clear()
+            await eventually(lambda: renewed >= set(known[1:]))
+        for one in making:
+            one.cancel()
+
+
+async def test_an_orphan_that_cannot_be_destroyed_does_not_keep_the_others() -> None:
+    class Keeping:
+        keeping = True
+
+    class Stubborn:
+        def __init__(self) -> None:
+            self.ids = [SandboxId(f"sb-{number}") for number in range(6)]
+
+        async def inventory(self) -> list[tuple[SandboxId, dict[str, str]]]:
+            return [(id, {}) for id in self.ids]
+
+        async def destroy(self, id: SandboxId) -> None:
+            if id == "sb-3":
+                raise DriverFailed("it is busy")
+            self.ids.remove(id)
+
+    machine = Stubborn()
+    orphans = Orphans(ManagerSettings(), MemoryStore(), machine, Keeping())  # type: ignore[arg-type]
+    for _ in range(2):
+        await orphans.sweep()
+    assert machine.ids == ["sb-3"]
