@@ -9,7 +9,7 @@ import structlog
 from agentcube.errors import AgentCubeError
 from agentcube.model.ids import SessionId
 from agentcube.ports.clock import Clock
-from agentcube.ports.store import SessionStore
+from agentcube.ports.store import SessionTable
 
 log = structlog.get_logger(__name__)
 
@@ -19,7 +19,7 @@ class Activity:
 
     __slots__ = ("_clock", "_store", "note", "seen")
 
-    def __init__(self, store: SessionStore, clock: Clock) -> None:
+    def __init__(self, store: SessionTable, clock: Clock) -> None:
         self._store = store
         self._clock = clock
         self.seen: set[SessionId] = set()

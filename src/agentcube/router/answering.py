@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING
 
 from agentcube import http1
 from agentcube.errors import AgentCubeError, LimitExceeded, Unreachable
-from agentcube.router import heads, problems, slow
+from agentcube.router import edge, exposed, heads, problems, redirects, slow
 from agentcube.router.downstream import Downstream
 from agentcube.wire.names import REQUEST_ID_HEADER, SESSION_HEADER
 
 if TYPE_CHECKING:
+    from agentcube.ports.tokens import Subject
     from agentcube.router.engine import Engine
     from agentcube.router.heads import Answer, Request
+    from agentcube.router.limits import Share
     from agentcube.router.resolve import Destination
     from agentcube.router.sessions import Entry
     from agentcube.router.upstream import Upstream
@@ -38,6 +40,7 @@ class State(Enum):
     TUNNEL = 5  # nobody's business
     LINGER = 6  # dropped: the answer is out and the connection is closing
     DEAD = 7
+    PREFACE = 8  # of the PROXY header before the first request
 
 
 _HEAD, _RESOLVE, _BODY, _WAIT = State.HEAD, State.RESOLVE, State.BODY, State.WAIT
@@ -53,23 +56,29 @@ class Answering(Downstream):
     __slots__ = (
         "_answered",
         "_body",
+        "_busy",
         "_closing",
         "_destination",
+        "_ends_at",
         "_eof_at",
         "_in_exchange",
         "_passed",
         "_retried",
         "_searched",
+        "_share",
         "_state",
         "_tunnel_eofs",
         "_upstream",
+        "_waits",
         "entry",
         "request",
+        "served",
     )
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
         self.request: Request = _NO_REQUEST
+        self.served = False  # a request has come on this connection
         self.entry: Entry | None = None
         self._state = _HEAD
         self._searched = 0  # how much of what is held is known not to end a head
@@ -78,10 +87,14 @@ class Answering(Downstream):
         self._destination: Destination | None = None
         self._upstream: Upstream | None = None
         self._in_exchange = False
+        self._busy = False  # it keeps its session awake, however quiet it is
         self._answered = False  # the final response's head is out
         self._closing = False  # after this exchange
         self._retried = False
+        self._share: Share | None = None  # of the subject whose exchange it is, once that is known
+        self._waits = False  # counted among those of `_share` that wait
         self._eof_at = 0.0
+        self._ends_at = 0.0  # when the exchange has taken as long as one may; 0: never
         self._tunnel_eofs = 0
 
     def _continue(self) -> None:
@@ -92,8 +105,19 @@ class Answering(Downstream):
         """Send the exchange that was held for `slow`; the connection goes to the pool if it is over."""
         raise NotImplementedError
 
-    def attach(self, entry: Entry) -> None:
+    def open_tunnel(self, destination: Destination, upstream: Upstream) -> None:
+        """Answer the exchange that was held for `slow` with a tunnel to `upstream`; closed if that is over."""
+        if self._state is not _RESOLVE:
+            upstream.close()
+            return
+        self._destination, self._upstream = destination, upstream
+        upstream.begin_tunnel(self)
+        self._switch(b"HTTP/1.1 101 Switching Protocols\r\n", b"tcp", b"")
+
+    def attach(self, entry: Entry, *, guest: bool) -> None:
         """The exchange is of this session: count it in, and name the session in every answer.
+
+        Guests have half of the session's places, so that there is one for its owner.
 
         Raises:
             LimitExceeded: too many of its requests are in flight.
@@ -101,14 +125,47 @@ class Answering(Downstream):
         if self.entry is None and self._in_exchange:
             self.entry = entry
             entry.in_flight += 1  # whatever comes of it, `_end_exchange` counts it out
-            limit = self.engine.settings.in_flight_per_session_max
+            entry.busy += 1
+            self._busy = True
+            limit = self.engine.settings.in_flight_per_session_max // (2 if guest else 1)
             if entry.in_flight > limit:
                 raise LimitExceeded("too many requests of this session are in flight", limit=limit)
 
+    def charge(self, subject: Subject, *, waits: bool = False) -> None:
+        """The exchange is this subject's: count it in, once; with `waits` also as one that waits.
+
+        Raises:
+            LimitExceeded: the subject has all it may have.
+        """
+        engine = self.engine
+        if not self._in_exchange:
+            return
+        if self._share is None:
+            self._share = engine.limits.enter(subject.name, engine.now)
+        if waits and not self._waits:
+            engine.limits.wait(self._share)
+            self._waits = True
+
+    def waited(self) -> None:
+        """The exchange waits no longer."""
+        if self._waits and self._share is not None:
+            self._waits = False
+            self._share.waiting -= 1
+
+    def _calm(self) -> None:
+        """The exchange keeps its session awake no more by being under way, only by its bytes."""
+        if self._busy:
+            assert self.entry is not None
+            self._busy = False
+            self.entry.busy -= 1
+
     def _note_flow(self, idle_s: float) -> None:
         self.deadline = self.engine.now + idle_s
-        if self.entry is not None:
-            self.engine.activity.note(self.entry.id)
+        entry = self.entry
+        if entry is not None:
+            self.engine.activity.note(entry.id)
+            if entry.sleeps:
+                self.engine.wakes.rouse(entry)
 
     @property
     def whole(self) -> bool:
@@ -124,18 +181,36 @@ class Answering(Downstream):
     def on_interim(self, answer: Answer) -> None:
         """A 1xx passes on, but not to HTTP/1.0, which has none."""
         if self.request.minor == 1:
-            self.transport.write(answer.head + b"\r\n")
+            self.transport.write(self._head_of(answer) + b"\r\n")
         self._note_flow(self.engine.settings.first_byte_timeout_s)
 
     def on_answer(self, answer: Answer, body: bytes) -> None:
         """The final response's head, and what came of its body."""
         self._answered = True
+        assert self._destination is not None
+        if not self._destination.called:
+            self._calm()
         if answer.body == http1.UNTIL_CLOSE or self._state is not _WAIT:
             self._closing = True
         elif self._eof_at or self.engine.draining:
             self._see_whether_last()
-        self._write_answer(answer.head + _CLOSE_LINE if self._closing else answer.head, body)
+        head = self._head_of(answer)
+        self._write_answer(head + _CLOSE_LINE if self._closing else head, body)
         self.deadline = self.engine.now + self.engine.settings.stream_idle_timeout_s
+
+    def _head_of(self, answer: Answer) -> bytes:
+        """The head as it passes on: of a sandbox on the API's own origin, nothing that could act there."""
+        destination, head = self._destination, answer.head
+        if destination is None or destination.entry is None:
+            return head
+        if 300 <= answer.status < 400 and (prefix := destination.base(self.request)):
+            hosts = {self.request.host, edge.host_of(self.request)} if self.trusted else {self.request.host}
+            head = redirects.led_within(head, prefix, destination.target, hosts)
+        if destination.exposed:
+            return exposed.answer_head(head, destination.prefix, guest=destination.guest is not None)
+        if self.engine.settings.local_only:
+            return head + exposed.OPAQUE  # an agent's page would have the whole API
+        return head
 
     def _see_whether_last(self) -> None:
         """Decide, before the answer's head is written, whether another request may follow."""
@@ -158,11 +233,17 @@ class Answering(Downstream):
 
     def on_switch(self, answer: Answer, rest: bytes) -> None:
         """A 101 was agreed on: from here on bytes pass unread, both ways."""
+        assert answer.upgrade is not None
+        self._switch(self._head_of(answer), answer.upgrade, rest)
+
+    def _switch(self, head: bytes, protocol: bytes, rest: bytes) -> None:
         self._answered = True
+        self._calm()
         self._state = _TUNNEL
         assert self._upstream is not None
-        assert answer.upgrade is not None
-        self._write_answer(b"%bConnection: Upgrade\r\nUpgrade: %b\r\n" % (answer.head, answer.upgrade), rest)
+        self._write_answer(b"%bConnection: Upgrade\r\nUpgrade: %b\r\n" % (head, protocol), rest)
+        if self.writing_paused:
+            self._upstream.pause()
         early = self.take_held()
         if early:
             self._upstream.write(early)
@@ -313,7 +394,12 @@ class Answering(Downstream):
             return
         self._in_exchange = False
         self.engine.in_flight -= 1
+        if self._share is not None:
+            self.waited()
+            self.engine.limits.leave(self._share)
+            self._share = None
         if self.entry is not None:
+            self._calm()
             self.entry.in_flight -= 1
             self.engine.activity.note(self.entry.id)
         if self.engine.draining:

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 from agentcube import http1
 from agentcube.errors import AgentCubeError, BodyTooLarge, Unavailable
-from agentcube.router import problems, resolve, slow
+from agentcube.router import edge, exposed, problems, resolve, slow
 from agentcube.router.answering import REQUEST_ID_NAME, Answering, State
 from agentcube.router.heads import FORBIDDEN_TRAILERS
-from agentcube.router.pages import refuse_pages
 from agentcube.router.turns import TURN_BYTES
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 _PROBE = b"HTTP/1.1 102 Processing\r\n\r\n"
 
 _HEAD, _RESOLVE, _BODY, _WAIT = State.HEAD, State.RESOLVE, State.BODY, State.WAIT
-_TUNNEL, _LINGER, _DEAD = State.TUNNEL, State.LINGER, State.DEAD
+_TUNNEL, _LINGER, _DEAD, _PREFACE = State.TUNNEL, State.LINGER, State.DEAD, State.PREFACE
 
 
 class Client(Answering):
@@ -44,6 +43,8 @@ class Client(Answering):
         engine.clients.add(self)
         if len(engine.clients) > engine.settings.connections_max:
             self.refuse_unread(Unavailable("too many connections", limit="connections"))
+        elif engine.settings.proxy_protocol:
+            self._state = _PREFACE
 
     def data_received(self, data: bytes) -> None:
         if len(data) > TURN_BYTES:
@@ -64,11 +65,18 @@ class Client(Answering):
             self.lingered += len(data)
             if self.lingered > self.engine.settings.linger_bytes_max:
                 self.abort()
+        elif state is _PREFACE:
+            self._on_preface(data)
         elif state is not _DEAD:
             self.hold(data)
 
     def eof_received(self) -> bool:
-        """The client will send no more; it may still read (RFC 9112 §9.6 allows half-close)."""
+        """The client will send no more; it may still read (RFC 9112 §9.6 allows half-close).
+
+        Not with TLS, whose end is that of both directions here (RFC 9112 §9.8).
+        """
+        if self.encrypted:
+            return False
         if self._state is _TUNNEL:
             assert self._upstream is not None
             self._upstream.end()
@@ -108,9 +116,35 @@ class Client(Answering):
         self.engine.changed.set()
 
     def retire(self) -> None:
-        """Close if no request is under way; the Router drains."""
-        if self._state is _HEAD and not self._in_exchange:
+        """Close if no request is under way or on its way; the Router drains.
+
+        A connection that brought none yet was made for one: closing it now would lose that request.
+        """
+        if self._state is _HEAD and not self._in_exchange and self.served:
             self._close()
+
+    def _on_preface(self, data: bytes) -> None:
+        """The PROXY header says who the client is; without one, from whom we trust, there is no client."""
+        data = self.take_held() + data
+        try:
+            found = edge.read_preface(data) if self.trusted else None
+        except edge.BadPreface:
+            found = None
+        else:
+            if found is None and self.trusted:
+                self.hold(data)
+                return
+        if found is None:
+            self.abort()
+            return
+        length, origin = found
+        if origin.address:
+            self.name_peer(origin.address)
+        if origin.tls:
+            self.scheme = b"https"
+        self._state = _HEAD
+        if data[length:]:
+            self.data_received(data[length:])
 
     # The request.
 
@@ -147,12 +181,17 @@ class Client(Answering):
         engine = self.engine
         settings = engine.settings
         request.id = request.given_id or engine.next_id()
+        request.scheme = self.scheme
+        if self.trusted and request.forwarded:
+            request.scheme = edge.scheme_of(request, self.scheme)
         self.request = request
-        self.entry = None
+        self.entry = self._destination = None
         self._answered = False
         self._retried = False
         self._closing = not request.keep_alive or engine.draining
-        self._in_exchange = True
+        self._in_exchange = self.served = True
+        if settings.exchange_timeout_s:
+            self._ends_at = engine.now + settings.exchange_timeout_s
         engine.in_flight += 1
         if request.body:
             self._body = http1.track(request.body, forbidden=FORBIDDEN_TRAILERS)
@@ -161,16 +200,15 @@ class Client(Answering):
             self._body = None
         self._state = _RESOLVE
         try:
-            if settings.local_only:
-                refuse_pages(request)
             if request.body > settings.body_bytes_max:
                 raise _too_large(settings.body_bytes_max)
             if engine.in_flight > settings.in_flight_max:
                 raise Unavailable("too many requests are in flight", limit="in_flight")
             destination = resolve.find(engine, request)
             if destination is not None:
+                self.charge(destination.subject)
                 if destination.entry is not None:
-                    self.attach(destination.entry)
+                    self.attach(destination.entry, guest=destination.guest is not None)
                 upstream = destination.port.pool.take(engine.now)
                 if upstream is not None:
                     self._send(destination, upstream, rest)
@@ -231,7 +269,12 @@ class Client(Answering):
 
     def _head_for(self, destination: Destination, body: bytes) -> bytes:
         request = self.request
-        if request.host != self._forwarded_host:
+        if self.trusted and request.forwarded:
+            self._forwarded_host, self._forwarded = (
+                None,
+                edge.forwarded_lines(request, self.peer),
+            )
+        elif request.host != self._forwarded_host:
             self._forwarded_host = request.host
             self._forwarded = b"X-Forwarded-For: %b\r\nX-Forwarded-Host: %b\r\nX-Forwarded-Proto: %b\r\n" % (
                 self.peer,
@@ -239,14 +282,20 @@ class Client(Answering):
                 self.scheme,
             )
         entry = destination.entry
+        kept = request.kept
+        if destination.exposed:
+            kept = exposed.request_lines(kept, destination.prefix)
         upgrade = b""
         if request.upgrade is not None and entry is not None:  # the manager has nothing to upgrade to
             upgrade = b"Connection: Upgrade\r\nUpgrade: %b\r\n" % request.upgrade
         return b"".join(
             (
-                b"%b %b HTTP/1.%d\r\n" % (request.method, destination.target, request.minor),
+                request.method,
+                b" ",
+                destination.target,
+                b" HTTP/1.1\r\n" if request.minor else b" HTTP/1.0\r\n",
                 destination.host_line,
-                request.kept,
+                kept,
                 destination.authorization,
                 self._forwarded,
                 b"" if entry is None else entry.line,
@@ -290,10 +339,16 @@ class Client(Answering):
     def on_sweep(self, now: float) -> None:
         """Act on deadlines that have passed."""
         state = self._state
-        if self._in_exchange and not self._answered and self.entry is not None:
+        if self._busy and self.entry is not None:
             self.engine.activity.note(self.entry.id)  # a command that runs in the foreground
-        if self._eof_at and not self._answered and (state is _WAIT or state is _RESOLVE):
+        if self._eof_at and (state is _WAIT or state is _RESOLVE):
             self._probe(now)
+        over = self._over(now)
+        if over is not None:
+            if state is _RESOLVE:  # `slow` is at it, and would take what came next here for it
+                self._closing = True
+            self.refuse(over)
+            return
         if now < self.deadline or state is _RESOLVE:  # `slow` has deadlines of its own
             return
         if state is _HEAD:
@@ -311,14 +366,32 @@ class Client(Answering):
         else:
             self.abort()
 
+    def _over(self, now: float) -> AgentCubeError | None:
+        """Why the exchange may go on no longer, wherever it is."""
+        if self._in_exchange and 0 < self._ends_at <= now:
+            return problems.ExchangeTimedOut("the exchange took as long as any may take here")
+        if self._in_exchange and self._outstays():
+            return resolve.link_over()
+        return None
+
+    def _outstays(self) -> bool:
+        """Whether the exchange was opened with a share link that holds no longer."""
+        guest = None if self._destination is None else self._destination.guest
+        if guest is None or self.entry is None:
+            return False
+        return not guest.holds(self.entry.session, self.engine.links.now)
+
     def _probe(self, now: float) -> None:
         """Find out whether a client that sent EOF still reads: TCP tells only those who write.
 
         Its answer to the first probe is a reset, of which asyncio tells only those who write again.
+        Within an answer nothing can be put: what the sandbox says next (PicoD's streams ping) is the probe.
         """
         if self.is_reset():
             self.abort()
-        elif now - self._eof_at >= self.engine.settings.half_close_probe_s and self.request.minor == 1:
+        elif self._answered or self.request.minor == 0:
+            return
+        elif now - self._eof_at >= self.engine.settings.half_close_probe_s:
             self._eof_at = now
             self.transport.write(_PROBE)
 

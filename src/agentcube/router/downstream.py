@@ -11,6 +11,7 @@ import socket
 import struct
 from typing import TYPE_CHECKING, cast
 
+from agentcube.router.edge import is_within
 from agentcube.router.turns import InTurns
 
 if TYPE_CHECKING:
@@ -28,11 +29,13 @@ class Downstream(InTurns):
         "_reading_held",
         "_reading_paused",
         "deadline",
+        "encrypted",
         "engine",
         "lingered",
         "peer",
         "scheme",
         "transport",
+        "trusted",
         "writing_paused",
     )
 
@@ -46,6 +49,8 @@ class Downstream(InTurns):
         self.lingered = 0
         self.peer = b"unknown"
         self.scheme = b"http"
+        self.encrypted = False  # by us; `scheme` may be a proxy's word
+        self.trusted = False  # what it says of the client is believed
         self._held = b""
         self._reading_paused = False
         self._reading_full = False  # we hold as much as we may
@@ -55,9 +60,14 @@ class Downstream(InTurns):
         self.transport = cast(asyncio.Transport, transport)
         name = transport.get_extra_info("peername")
         if isinstance(name, tuple):
-            self.peer = str(name[0]).encode("ascii")
+            self.name_peer(str(name[0]))
         if transport.get_extra_info("sslcontext") is not None:
-            self.scheme = b"https"
+            self.encrypted, self.scheme = True, b"https"
+
+    def name_peer(self, address: str) -> None:
+        """The connection comes from `address`."""
+        self.peer = address.encode("ascii")
+        self.trusted = is_within(address, self.engine.trusted)
 
     @property
     def held(self) -> int:

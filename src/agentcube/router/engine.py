@@ -16,17 +16,21 @@ from agentcube.model.sandbox import Endpoint
 from agentcube.model.session import Session
 from agentcube.ports.clock import Clock
 from agentcube.ports.control import ControlPlane
-from agentcube.ports.store import SessionStore
-from agentcube.ports.tokens import Authenticator, Signer
+from agentcube.ports.store import SessionTable
+from agentcube.ports.tokens import Authenticator, LinkVerifier, Signer
+from agentcube.router import edge
 from agentcube.router.activity import Activity
+from agentcube.router.exposed import Links
 from agentcube.router.flights import Flights
 from agentcube.router.heads import Reader
+from agentcube.router.limits import Limits
 from agentcube.router.pool import Pools
 from agentcube.router.sessions import Sessions, manager_port
 from agentcube.router.settings import RouterSettings
 from agentcube.router.targets import Routes
 from agentcube.router.tokens import Tokens
 from agentcube.router.upstream import Upstream
+from agentcube.router.wakes import Wakes
 
 if TYPE_CHECKING:
     from agentcube.router.client import Client
@@ -45,26 +49,31 @@ class Engine:
         self,
         settings: RouterSettings,
         *,
-        store: SessionStore,
+        store: SessionTable,
         control: ControlPlane,
         auth: Authenticator,
         signer: Signer,
+        links: LinkVerifier,
         manager: Endpoint,
         clock: Clock,
         checks: tuple[Check, ...],
     ) -> None:
         self.settings = settings
+        self.trusted = edge.networks(settings.trusted_proxies)
         self.control = control
         self.auth = auth
         self.signer = signer
         self.checks = checks
         self.reader = Reader()
-        self.routes = Routes()
+        self.routes = Routes(settings.ports_domain)
+        self.links = Links(links, clock)
         self.pools = Pools(settings, lambda pool: Upstream(pool, self.reader))
         self.sessions = Sessions(store, self.pools)
         self.manager = manager_port(manager, self.pools)
         self.activity = Activity(store, clock)
+        self.limits = Limits(settings)
         self.suspicions: Flights[Session] = Flights()
+        self.wakes = Wakes(store, control, self.sessions, timeout_s=settings.wake_timeout_s, spawn=self.spawn)
         self.clients: set[Client] = set()
         self.draining = False
         self.changed = asyncio.Event()  # a connection ended, or while draining a request
@@ -110,6 +119,7 @@ class Engine:
             self.pools.sweep(self.now)
             if turn % _SWEEPS_PER_FORGET == 0:
                 self.sessions.sweep()
+                self.limits.sweep(self.now)
 
     async def close(self) -> None:
         """Drop every connection and end every task."""
@@ -121,6 +131,7 @@ class Engine:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.suspicions.cancel()
+        await self.wakes.close()
         await self.tokens.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
         await self.activity.flush()

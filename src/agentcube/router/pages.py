@@ -16,9 +16,12 @@ from agentcube.router.heads import Request
 _OWN_SITE = (b"same-origin", b"none")  # "none": typed by the user (W3C Fetch Metadata §2.3)
 
 
-def refuse_pages(request: Request) -> None:
-    """Return when no page of another site can have sent this. Raises Forbidden."""
-    if not _is_local(request.host):
+def refuse_pages(request: Request, *, hosted: bool = False) -> None:
+    """Return when no page of another site can have sent this. Raises Forbidden.
+
+    `hosted`: the host is one that the operator gave to ports.
+    """
+    if not hosted and not _is_local(request.host):
         raise Forbidden(
             "a server without authentication answers only to localhost and to addresses, not to names: "
             "web pages could use any; start it with --auth key"

@@ -62,10 +62,22 @@ class UploadTimedOut(SandboxTimedOut):
     code, title = "upload_timed_out", "Sandbox stopped reading"
 
 
+class ExchangeTimedOut(SandboxTimedOut):
+    """The exchange took as long as any may take here."""
+
+    code, title = "exchange_timed_out", "Exchange took too long"
+
+
 class BadAnswer(AgentCubeError):
     """What the sandbox answered is not HTTP/1.1 as RFC 9112 has it."""
 
     code, status, title = "bad_answer", 502, "Sandbox gave a malformed answer"
+
+
+class UpgradeRequired(AgentCubeError):
+    """What this path serves begins with an upgrade (RFC 9110 §15.5.22)."""
+
+    code, status, title = "upgrade_required", 426, "Upgrade required"
 
 
 def render(error: AgentCubeError, request: Request) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
@@ -85,6 +97,8 @@ def render(error: AgentCubeError, request: Request) -> tuple[int, list[tuple[byt
     headers = list(_OWN)
     if isinstance(error, Unauthenticated):
         headers.append((b"www-authenticate", b"Bearer"))
+    if isinstance(error, UpgradeRequired):
+        headers += [(b"upgrade", b"tcp"), (b"connection", b"upgrade")]
     if error.retryable and error.status in (429, 503):
         headers.append((b"retry-after", b"1"))
     return error.status, headers, json.dumps(document).encode()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from agentcube.errors import NotFound, SessionNotFound
+from agentcube.model import sandbox as sandbox_model
 from agentcube.model.ids import SessionId
-from agentcube.model.lifecycle import Phase
+from agentcube.model.lifecycle import ASLEEP, Phase
 from agentcube.model.sandbox import Endpoint, Sandbox
 from agentcube.model.session import Session
 from agentcube.model.template import TemplateKey
-from agentcube.ports.store import SessionStore
+from agentcube.ports.store import SessionTable
 from agentcube.ports.tokens import Subject
 from agentcube.router.pool import Pool, Pools
 from agentcube.router.targets import longest_prefix
@@ -21,12 +24,16 @@ _EVERYTHING = (b"/",)  # what most templates have: one port for every path
 
 
 class Port:
-    """A place in a sandbox that answers HTTP. Two Ports of one Endpoint share its pool."""
+    """A place in a sandbox that answers HTTP. Two Ports of one Endpoint share its pool.
 
-    __slots__ = ("host_line", "pool")
+    `passes_credentials`: it is to get what its callers prove themselves with.
+    """
 
-    def __init__(self, pool: Pool) -> None:
+    __slots__ = ("host_line", "passes_credentials", "pool")
+
+    def __init__(self, pool: Pool, *, passes_credentials: bool = False) -> None:
         self.pool = pool
+        self.passes_credentials = passes_credentials
         endpoint = pool.endpoint
         # Development servers that check Host know themselves by this name, not by ours.
         name = endpoint.host if endpoint.scheme == "tcp" else "localhost"
@@ -38,37 +45,50 @@ class Entry:
     """One session as the Router sees it: the record, and what was derived from it."""
 
     __slots__ = (
+        "_others",
         "_picod",
+        "_pools",
         "_ports",
         "_prefixes",
+        "_routes",
+        "busy",
         "id",
         "in_flight",
         "line",
         "ready",
         "sandbox",
         "session",
+        "sleeps",
     )
 
     def __init__(self, session: Session, pools: Pools) -> None:
         self.id = session.id
         self.line = f"{SESSION_HEADER}: {session.id}\r\n".encode("ascii")  # told to both sides
         self.in_flight = 0
+        self.busy = 0  # of those, the ones that keep it awake for as long as they last
         self.sandbox: Sandbox | None = None
         self._picod: Port | None = None
         self._prefixes: tuple[bytes, ...] = ()
+        self._routes: tuple[sandbox_model.Port, ...] = ()  # those that `_ports` serve
         self._ports: tuple[Port, ...] = ()
-        self.renew(session, pools)
+        self._others: dict[int, Port] = {}  # exposed ones that were used
+        self._pools = pools
+        self.renew(session)
 
-    def renew(self, session: Session, pools: Pools) -> None:
+    def renew(self, session: Session) -> None:
         """Take a newer record of the same session."""
         self.session = session
+        self._others = {n: port for n, port in self._others.items() if n in session.exposed}
         sandbox = session.sandbox
         # Whether a request can be sent to the sandbox now.
         self.ready = session.phase is Phase.READY and sandbox is not None
+        self.sleeps = session.phase in ASLEEP
         if sandbox is self.sandbox:
             return
         self.sandbox = sandbox
-        self._picod, self._prefixes, self._ports = None, (), ()
+        self._picod, self._prefixes, self._routes, self._ports = None, (), (), ()
+        self._others = {}
+        pools = self._pools
         if sandbox is None:
             return
         self._picod = Port(pools.of(sandbox.picod))
@@ -76,12 +96,19 @@ class Entry:
         routes = sorted(session.routes, key=lambda route: -len(route.path_prefix))
         known = [(r, e) for r in routes if (e := sandbox.ports.get(r.port)) is not None]
         self._prefixes = tuple(_absolute(route.path_prefix) for route, _ in known)
-        self._ports = tuple(Port(pools.of(endpoint)) for _, endpoint in known)
+        self._routes = tuple(route for route, _ in known)
+        self._ports = tuple(
+            Port(pools.of(endpoint), passes_credentials=route.passes_credentials) for route, endpoint in known
+        )
 
     def picod(self) -> Port:
         """The sandbox's PicoD. The session must be ready."""
         assert self._picod is not None
         return self._picod
+
+    def is_picod(self, port: Port) -> bool:
+        """Whether `port` is the sandbox's PicoD."""
+        return port is self._picod
 
     def port(self, path: bytes) -> Port:
         """The port that serves `path`. The session must be ready. NotFound when none does."""
@@ -90,6 +117,20 @@ class Entry:
         if self.session.routes:
             return self._ports[longest_prefix(self._prefixes, path)]
         return self.picod()
+
+    def reach(self, number: int) -> Port:
+        """The port of that number. The session must be ready. NotFound when it is neither declared nor exposed."""
+        for route, port in zip(self._routes, self._ports, strict=True):
+            if route.port == number:
+                return port
+        assert self.sandbox is not None
+        how = self.sandbox.others
+        if number not in self.session.exposed or how is None:
+            raise NotFound("this port of the session is neither declared nor exposed", reason="no_such_port")
+        known = self._others.get(number)
+        if known is None:
+            known = self._others[number] = Port(self._pools.of(replace(how, port=number)))
+        return known
 
     def check(self, subject: Subject, key: TemplateKey | None) -> None:
         """Raise SessionNotFound unless `subject` may reach this session, under `key` if given.
@@ -119,7 +160,7 @@ class Sessions:
 
     __slots__ = ("_entries", "_pools", "_store")
 
-    def __init__(self, store: SessionStore, pools: Pools) -> None:
+    def __init__(self, store: SessionTable, pools: Pools) -> None:
         self._store = store
         self._pools = pools
         self._entries: dict[SessionId, Entry] = {}
@@ -133,7 +174,7 @@ class Sessions:
         if entry is None:
             return self.keep(session)
         if entry.session is not session:
-            entry.renew(session, self._pools)
+            entry.renew(session)
         return entry
 
     async def get(self, id: SessionId) -> Entry:
@@ -154,8 +195,18 @@ class Sessions:
         if entry is None:
             entry = self._entries[session.id] = Entry(session, self._pools)
         elif session.revision >= entry.session.revision:
-            entry.renew(session, self._pools)
+            entry.renew(session)
         return entry
+
+    def renew(self, entry: Entry, session: Session) -> None:
+        """Take a newer record for `entry`, which a request has, and for the table."""
+        entry.renew(session)
+        self.keep(session)
+
+    def in_use(self, id: SessionId | None) -> list[Entry]:
+        """Entries with requests under way: the session's, or all."""
+        some = self._entries.values() if id is None else filter(None, [self._entries.get(id)])
+        return [entry for entry in some if entry.in_flight]
 
     def sweep(self) -> None:
         """Forget entries of sessions that are gone; their connections end with the idle ones."""

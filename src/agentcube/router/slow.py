@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
+from agentcube import http1
 from agentcube.errors import (
     AgentCubeError,
     MethodNotAllowed,
@@ -23,14 +24,14 @@ from agentcube.errors import (
 )
 from agentcube.model.lifecycle import Phase
 from agentcube.model.template import TemplateKey
-from agentcube.ports.tokens import ANONYMOUS
-from agentcube.router import problems, resolve, targets
+from agentcube.router import exposed, problems, resolve, targets
 from agentcube.router.sessions import Entry, unknown_session
 
 if TYPE_CHECKING:
-    from agentcube.model.session import Session
+    from agentcube.ports.tokens import Subject
     from agentcube.router.answering import Answering
     from agentcube.router.engine import Engine
+    from agentcube.router.exposed import Guest
     from agentcube.router.heads import Request
     from agentcube.router.resolve import Destination
     from agentcube.router.upstream import Upstream
@@ -46,14 +47,21 @@ async def serve(engine: Engine, client: Answering, request: Request, destination
     `engine.waiting` was counted up for it.
     """
     try:
-        route = engine.routes.route(request.target)
+        route = engine.routes.of(request)
+        if isinstance(route, targets.Exchange):
+            await _exchange(engine, client, request, route)
+            return
         if isinstance(route, targets.Health):
             await _health(engine, client, request, route)
             return
         if destination is None:
             destination = await _find(engine, client, request, route)
-        destination, upstream = await _connect(engine, route, destination)
-        client.forward(destination, upstream)
+        destination, upstream = await _connect(engine, request, route, destination)
+        client.waited()
+        if isinstance(route, targets.Tunnel):
+            client.open_tunnel(destination, upstream)
+        else:
+            client.forward(destination, upstream)
     except AgentCubeError as error:
         client.refuse(error)
     except Exception:
@@ -72,36 +80,63 @@ async def suspect(engine: Engine, entry: Entry) -> None:
 
 
 async def _find(engine: Engine, client: Answering, request: Request, route: targets.Route) -> Destination:
-    subject = ANONYMOUS if route is targets.PUBLIC else engine.auth.authenticate(request.authorization)
+    subject, guest = resolve.caller(engine, request, route)
+    client.charge(subject, waits=True)
     match route:
         case targets.Invocation():
             id = request.session_id or None
             key: TemplateKey | None = route.key
-        case targets.SandboxCall():
+        case targets.SandboxCall() | targets.Exposed():
+            id, key = route.session_id, None
+        case targets.Tunnel():
+            _check_tunnel(request)
             id, key = route.session_id, None
         case _:
             line = await resolve.manager_token(engine, subject)
             return resolve.to_manager(engine, request, line, subject)
     if id is not None:
         entry = await engine.sessions.get(id)
-        entry.check(subject, key)
+        if guest is not None:  # now that it is known which links hold
+            subject, guest = resolve.caller(engine, request, route)
+        resolve.check(engine, entry, subject, key, guest)
     else:
         assert key is not None
-        made = engine.control.create_for(key, subject)
+        made = engine.control.create_for(key, subject, key=resolve.idempotency_key(request))
         limit = StartTimedOut("the session was not ready in time")
         entry = engine.sessions.keep(await _within(engine.settings.create_timeout_s, made, limit))
-    client.attach(entry)
+    client.attach(entry, guest=guest is not None)
     await _settle(engine, entry)
+    return await _inside(engine, request, entry, route, subject, guest)
+
+
+async def _inside(
+    engine: Engine,
+    request: Request,
+    entry: Entry,
+    route: targets.Inside,
+    subject: Subject,
+    guest: Guest | None,
+) -> Destination:
+    """Where in a ready session's sandbox `route` leads."""
+    if isinstance(route, targets.Tunnel):
+        return resolve.to_tunnel(entry, route, subject)
+    if isinstance(route, targets.Exposed):
+        return resolve.to_exposed(entry, route, request, subject, guest)
     line = await resolve.sandbox_token(engine, entry, subject)
-    return resolve.to_sandbox(entry, route, line, subject)
+    return resolve.to_sandbox(entry, route, request, line, subject)
+
+
+def _check_tunnel(request: Request) -> None:
+    if request.method != b"GET" or request.body:
+        raise MethodNotAllowed("a tunnel is asked for with GET and no body")
+    if request.upgrade is None or http1.options(request.upgrade) != {b"tcp"}:
+        raise problems.UpgradeRequired("send 'Connection: Upgrade' and 'Upgrade: tcp'")
 
 
 async def _settle(engine: Engine, entry: Entry) -> None:
     """Return when the session is Ready, woken if it sleeps."""
     if not entry.ready and entry.session.phase is not Phase.FAILED:
-        woken = engine.control.wake(entry.id)
-        limit = StartTimedOut("the session did not wake in time")
-        _keep(engine, entry, await _within(engine.settings.wake_timeout_s, woken, limit))
+        await engine.wakes.wake(entry)
     if entry.ready:
         return
     session = entry.session
@@ -113,11 +148,6 @@ async def _settle(engine: Engine, entry: Entry) -> None:
     raise Unavailable("the session is not ready", phase=session.phase.value)
 
 
-def _keep(engine: Engine, entry: Entry, session: Session) -> None:
-    entry.renew(session, engine.pools)
-    engine.sessions.keep(session)
-
-
 async def _within(timeout_s: float, work: Awaitable[T], limit: AgentCubeError) -> T:
     try:
         async with asyncio.timeout(timeout_s):
@@ -127,7 +157,7 @@ async def _within(timeout_s: float, work: Awaitable[T], limit: AgentCubeError) -
 
 
 async def _connect(
-    engine: Engine, route: targets.Route, destination: Destination
+    engine: Engine, request: Request, route: targets.Route, destination: Destination
 ) -> tuple[Destination, Upstream]:
     """A connection to the destination; the sandbox's own is tried again once the manager had a look."""
     try:
@@ -138,10 +168,8 @@ async def _connect(
             raise Unavailable("the Workload Manager cannot be reached") from None
     await _suspect(engine, entry)
     await _settle(engine, entry)
-    assert isinstance(route, targets.Invocation | targets.SandboxCall)
-    subject = destination.subject
-    line = await resolve.sandbox_token(engine, entry, subject)
-    again = resolve.to_sandbox(entry, route, line, subject)
+    assert isinstance(route, targets.Inside)
+    again = await _inside(engine, request, entry, route, destination.subject, destination.guest)
     return again, await again.port.pool.dial()
 
 
@@ -149,9 +177,32 @@ async def _suspect(engine: Engine, entry: Entry) -> None:
     try:
         looked = engine.suspicions.join(entry.id, lambda: engine.control.suspect(entry.id))
         limit = Unavailable("the sandbox does not answer and could not be looked at in time")
-        _keep(engine, entry, await _within(engine.settings.wake_timeout_s, looked, limit))
+        found = await _within(engine.settings.wake_timeout_s, looked, limit)
+        engine.sessions.renew(entry, found)
     except SessionNotFound:
         raise unknown_session() from None
+
+
+async def _exchange(engine: Engine, client: Answering, request: Request, route: targets.Exchange) -> None:
+    """Give the browser the link's token as a cookie, and the same address without it."""
+    if request.method not in (b"GET", b"HEAD"):
+        raise MethodNotAllowed("a share link is followed with GET")
+    guest = engine.links.guest(route.token, route.place)
+    if guest is None:
+        raise resolve.link_over()
+    client.charge(guest.subject, waits=True)
+    entry = await engine.sessions.get(route.place.session_id)
+    if not guest.holds(entry.session, engine.links.now):
+        raise resolve.link_over()
+    seconds = int(guest.link.expires - engine.links.now)
+    given = exposed.cookie(route.token, seconds, secure=request.scheme == b"https")
+    headers = [
+        (b"location", exposed.without_token(request.target)),
+        (b"set-cookie", given),
+        (b"cache-control", b"no-store"),
+        (b"referrer-policy", b"no-referrer"),
+    ]
+    client.respond(303, headers, b"")
 
 
 async def _health(engine: Engine, client: Answering, request: Request, route: targets.Health) -> None:

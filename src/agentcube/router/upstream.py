@@ -75,6 +75,11 @@ class Upstream(InTurns):
         self.heard = False
         self._body = None
 
+    def begin_tunnel(self, client: Answering) -> None:
+        """Serve `client` from now on, unread from the first byte."""
+        self.begin(client)
+        self._tunnel = True
+
     def write(self, data: bytes) -> None:
         """Send bytes of the request or tunnel."""
         self.transport.write(data)

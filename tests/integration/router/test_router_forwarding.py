@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from agentcube.model.ids import SessionId
 from agentcube.model.lifecycle import Phase
 from agentcube.model.sandbox import Port
 from tests.integration.router.world import (
@@ -185,6 +186,20 @@ async def test_the_longest_prefix_decides_about_the_port() -> None:
         w.add(session(AGENT, ends, routes))
         for path, port in (("", b"1"), ("/x", b"1"), ("/api", b"2"), ("/api/v1", b"2"), ("/api/v2/x", b"3")):
             assert (await w.ask(f"GET {AGENT_PATH}{path}")).body == port
+
+
+async def test_a_port_gets_its_callers_credentials_only_where_its_template_says_so() -> None:
+    seen: list[Any] = []
+    async with world() as w:
+        end = await w.tcp(replying(OK, seen))
+        routes = (Port(port=1), Port(port=2, path_prefix="/trusted", passes_credentials=True))
+        w.add(session(AGENT, {1: end, 2: end}, routes))
+        await w.ask(f"GET {AGENT_PATH}/")
+        await w.ask(f"GET {AGENT_PATH}/trusted")
+        w.control.make = session(AGENT, {1: end, 2: end}, routes, id=SessionId("new"))
+        await w.ask(f"GET {AGENT_PATH}/trusted", session=None)
+        told = [dict(head.headers)[b"authorization"] for head, _ in seen]
+        assert told == [f"Bearer for-{SID}-sb-1-alice".encode(), b"Bearer alice", b"Bearer alice"]
 
 
 async def test_a_path_that_no_port_serves_is_told_apart_from_a_sandboxes_own_404() -> None:

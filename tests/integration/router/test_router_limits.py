@@ -141,6 +141,51 @@ async def test_only_so_many_requests_of_one_session_are_in_flight() -> None:
         assert (await w.ask()).status == 200
 
 
+async def test_one_subject_cannot_take_the_places_of_others() -> None:
+    async with world(replace(FAST, in_flight_per_subject_max=2, half_close_probe_s=0.05)) as w:
+        w.agent(await w.tcp(silent))
+        peers = [await w.connect() for _ in range(2)]
+        for peer in peers:
+            await peer.send()
+        await eventually(lambda: w.router.in_flight == 2)
+        answer = await w.ask()
+        assert (answer.status, answer.problem["code"], answer["retry-after"]) == (429, "limit_exceeded", "1")
+        assert (await w.ask("GET /v1/sessions", token="bob", session=None)).status != 429
+        assert (await w.ask("GET /health/live", session=None)).status == 200  # nobody's
+        for peer in peers:
+            peer.writer.transport.abort()  # type: ignore[attr-defined]
+        await eventually(lambda: w.router.in_flight == 0)
+        w.agent(await w.tcp(replying(OK)), revision=2)
+        assert (await w.ask()).status == 200
+
+
+async def test_one_subject_cannot_take_all_the_room_to_wait() -> None:
+    async with world(replace(FAST, waiting_per_subject_max=1)) as w:
+        w.control.gate.clear()
+        await (await w.connect()).send(session=None)
+        await eventually(lambda: len(w.control.created) == 1)
+        answer = await w.ask(session=None)
+        assert (answer.status, answer.problem["limit"]) == (429, 1)
+        other = await w.connect()
+        await other.send(session=None, token="bob")
+        await eventually(lambda: len(w.control.created) == 2)
+        w.control.gate.set()
+        assert (await other.answer()).status == 404
+        assert (await w.ask(session=None)).status == 404  # the place is free again
+
+
+async def test_a_subject_that_sends_too_fast_is_slowed_down() -> None:
+    async with world(replace(FAST, requests_per_s=0.001, request_burst=3)) as w:
+        w.agent(await w.tcp(replying(OK)))
+        peer = await w.connect()
+        statuses = []
+        for _ in range(5):
+            await peer.send()
+            statuses.append((await peer.answer()).status)
+        assert statuses == [200, 200, 200, 429, 429]
+        assert (await w.ask(token="root")).status == 200  # the session's other user has a bucket of its own
+
+
 async def test_only_so_many_requests_are_in_flight_in_all() -> None:
     async with world(replace(FAST, in_flight_max=1)) as w:
         w.agent(await w.tcp(silent))
@@ -190,6 +235,8 @@ async def test_draining_ends_what_is_under_way_and_takes_nothing_new() -> None:
     async with world() as w:
         w.agent(await w.tcp(handle))
         idle, busy = await w.connect(), await w.connect()
+        await idle.send("GET /health/live", session=None)
+        assert (await idle.answer()).status == 200
         await busy.send()
         await eventually(lambda: w.router.in_flight == 1 and w.router.connections == 2)
         draining = asyncio.ensure_future(w.router.drain())
@@ -205,6 +252,22 @@ async def test_draining_ends_what_is_under_way_and_takes_nothing_new() -> None:
         await w.serving
         assert w.router.connections == w.router.in_flight == 0
         assert w.sessions.touched
+
+
+async def test_a_connection_that_is_new_when_draining_begins_loses_no_request() -> None:
+    async with world(replace(FAST, linger_timeout_s=20.0)) as w:
+        w.agent(await w.tcp(replying(OK)))
+        fresh, used = await w.connect(), await w.connect()
+        await used.send()
+        assert (await used.answer()).status == 200
+        await eventually(lambda: w.router.connections == 2)
+        draining = asyncio.create_task(w.router.drain())
+        assert await used.to_end() == b""  # it was between two requests
+        await fresh.send()
+        answer = await fresh.answer()
+        assert (answer.status, answer["connection"]) == (200, "close")
+        fresh.close()
+        await draining
 
 
 async def test_draining_does_not_wait_for_ever() -> None:

@@ -8,6 +8,7 @@ from tests.integration.router.world import AGENT_PATH, FAST, OK, replying, world
 
 pytestmark = pytest.mark.anyio
 
+OPAQUE_POLICY = b"sandbox allow-downloads allow-forms allow-modals allow-popups allow-scripts"
 OPEN = replace(FAST, local_only=True)
 
 
@@ -52,3 +53,21 @@ async def test_a_page_whose_name_was_rebound_to_us_is_refused(host: str) -> None
 
 async def test_with_authentication_pages_are_not_looked_at() -> None:
     assert await status("Origin: http://app.example", host="router.example", settings=FAST) == 200
+
+
+async def test_pages_of_agents_are_nobody_where_nobody_is_asked() -> None:
+    """They come from the Router's own origin, so nothing else tells them from its user."""
+    for settings, opaque in ((OPEN, True), (FAST, False)):
+        async with world(settings) as w:
+            w.agent(await w.tcp(replying(OK)))
+            await w.unix(replying(OK), "manager")
+            peer = await w.connect()
+            for path, theirs in ((f"{AGENT_PATH}/", True), ("/docs", False)):
+                lines = [f"GET {path} HTTP/1.1", "Host: localhost", "Authorization: Bearer alice"]
+                await peer.write(
+                    "\r\n".join((*lines, f"x-agentcube-session-id: {'s' * 32}", "", "")).encode()
+                )
+                answer = await peer.answer()
+                assert answer.status == 200
+                policies = [value for name, value in answer.headers if name == b"content-security-policy"]
+                assert policies == ([OPAQUE_POLICY] if opaque and theirs else [])

@@ -70,6 +70,29 @@ async def test_without_a_session_one_is_made_and_gets_the_same_request() -> None
         assert head.get(b"x-agentcube-session-id") == SID.encode()
 
 
+@pytest.mark.parametrize(
+    ("sent", "key"),
+    [
+        (("Idempotency-Key: a b",), "a b"),
+        ((), ""),
+        (("IDEMPOTENCY-KEY: a", "idempotency-key: b"), ""),
+        ((f"Idempotency-Key: {'k' * 256}",), ""),
+    ],
+)
+async def test_a_first_request_s_key_is_its_session_s_and_reaches_the_agent(sent: Any, key: str) -> None:
+    seen: list[Any] = []
+    async with world() as w:
+        w.control.make = w.agent(await w.tcp(replying(OK, seen)))
+        w.sessions.known.clear()
+        peer = await w.connect()
+        await peer.send(f"POST {AGENT_PATH}/run", *sent, body=b"x", session=None)
+        assert (await peer.answer()).status == 200
+        assert w.control.keys == [key]
+        head, _ = seen[0]
+        values = [value for name, value in head.headers if name.lower() == b"idempotency-key"]
+        assert values == [line.partition(": ")[2].encode() for line in sent]
+
+
 async def test_a_large_body_waits_in_bounds_while_its_session_is_made() -> None:
     size, sent = 32 << 20, 0
 
@@ -165,50 +188,6 @@ async def test_a_store_that_fails_is_told() -> None:
         w.router._engine.sessions._store = Failing()  # type: ignore[assignment]
         answer = await w.ask()
         assert (answer.status, answer.problem["code"], answer["retry-after"]) == (503, "store_failed", "1")
-
-
-@pytest.mark.parametrize("phase", [Phase.PENDING, Phase.RUNNING, Phase.PAUSING, Phase.PAUSED, Phase.RESUMING])
-async def test_a_session_that_is_not_ready_is_woken_and_the_request_waits(phase: Phase) -> None:
-    async with world() as w:
-        ready = w.agent(await w.tcp(replying(OK)))
-        w.control.gate.clear()
-        w.control.wakes_to = replace(ready, revision=2)
-        w.add(replace(ready, phase=phase))
-        peers = [await w.connect() for _ in range(5)]
-        for peer in peers:
-            await peer.send(f"POST {AGENT_PATH}/", body=b"x")
-        await eventually(lambda: len(w.control.woken) == 5)
-        w.control.gate.set()
-        for peer in peers:
-            assert (await peer.answer()).status == 200
-        assert (await w.ask()).status == 200
-        assert len(w.control.woken) == 5
-
-
-async def test_a_session_that_does_not_wake_in_time_is_a_504() -> None:
-    async with world(replace(FAST, wake_timeout_s=0.05)) as w:
-        w.agent(NOBODY, phase=Phase.PAUSED)
-        w.control.gate.clear()
-        answer = await w.ask()
-        assert (answer.status, answer.problem["code"]) == (504, "start_timed_out")
-        assert answer["x-agentcube-session-id"] == SID
-
-
-async def test_only_so_many_requests_wait() -> None:
-    async with world(replace(FAST, waiting_max=2)) as w:
-        ready = w.agent(await w.tcp(replying(OK)))
-        w.control.wakes_to = replace(ready, revision=2)
-        w.add(replace(ready, phase=Phase.PAUSED))
-        w.control.gate.clear()
-        peers = [await w.connect() for _ in range(2)]
-        for peer in peers:
-            await peer.send()
-        await eventually(lambda: len(w.control.woken) == 2)
-        answer = await w.ask()
-        assert (answer.status, answer.problem["limit"], answer["retry-after"]) == (503, "waiting", "1")
-        w.control.gate.set()
-        for peer in peers:
-            assert (await peer.answer()).status == 200
 
 
 async def test_a_failed_session_tells_why() -> None:

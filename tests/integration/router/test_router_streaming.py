@@ -314,6 +314,31 @@ async def test_a_client_that_left_is_noticed_while_its_command_runs() -> None:
         await eventually(lambda: w.router.in_flight == 0 and w.router.connections == 0)
 
 
+async def test_a_client_that_left_a_stream_is_noticed_when_that_says_one_word_more() -> None:
+    gone, say = asyncio.Event(), asyncio.Event()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        peer = Peer(reader, writer)
+        await peer.request()
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
+        await say.wait()
+        writer.write(b"1\r\nb\r\n")
+        await reader.read()
+        gone.set()
+
+    async with world(FAST) as w:
+        w.agent(await w.tcp(handle))
+        peer = await w.connect()
+        await peer.send()
+        await peer.head()
+        peer.close()
+        await w.turns(5)
+        say.set()
+        async with asyncio.timeout(20):
+            await gone.wait()
+        await eventually(lambda: w.router.in_flight == 0 and w.router.connections == 0)
+
+
 async def test_a_client_that_leaves_within_its_body_ends_the_sandboxes_request() -> None:
     ends: list[bytes] = []
 

@@ -117,6 +117,18 @@ async def test_a_refused_upgrade_is_an_answer_like_any_other() -> None:
             assert (await peer.answer()).body == b"ok"
 
 
+async def test_an_offer_with_a_body_is_not_passed_on() -> None:
+    """Servers disagree where the new protocol begins: httptools' take the body for its first bytes."""
+    seen: list[Any] = []
+    async with world() as w:
+        w.agent(await w.tcp(replying(OK, seen)))
+        answer = await w.ask(f"POST {AGENT_PATH}/", "Connection: Upgrade", "Upgrade: websocket", body=b"abc")
+        assert answer.status == 200
+        head, body = seen[0]
+        assert body == b"abc"
+        assert not {b"upgrade", b"connection"} & set(dict(head.headers))
+
+
 async def test_an_offer_of_h2c_is_not_passed_on() -> None:
     seen: list[Any] = []
     async with world() as w:

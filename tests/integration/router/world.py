@@ -20,8 +20,10 @@ from agentcube.model.lifecycle import Phase
 from agentcube.model.sandbox import Endpoint, Isolation, Port, Sandbox
 from agentcube.model.session import Session
 from agentcube.model.template import Kind, TemplateKey
-from agentcube.ports.tokens import Subject
+from agentcube.ports.store import SessionTable
+from agentcube.ports.tokens import Link, Subject
 from agentcube.router import Router, RouterSettings
+from agentcube.stores.feed import Feed
 
 AGENT = TemplateKey(Kind.AGENT_RUNTIME, "default", "agent")
 CODE = TemplateKey(Kind.CODE_INTERPRETER, "default", "code")
@@ -64,14 +66,29 @@ class Signer:
         return f"manager-{subject.name}"
 
 
+class Links:
+    """Readable share links: `<session>/<port>/<key>/<expires>`. Counts what it was asked."""
+
+    def __init__(self) -> None:
+        self.verified = 0
+
+    def link(self, token: str) -> Link:
+        self.verified += 1
+        parts = token.split("/")
+        if len(parts) != 4:
+            raise Unauthenticated("no token")
+        return Link(SessionId(parts[0]), int(parts[1]), parts[2], float(parts[3]))
+
+
 class Sessions:
-    """The part of SessionStore that a Router uses."""
+    """A SessionTable."""
 
     def __init__(self) -> None:
         self.known: dict[str, Session] = {}
         self.behind: dict[str, Session] = {}  # known to the store, not yet to this process
         self.touched: dict[str, datetime] = {}
         self.touches = 0
+        self.feed = Feed()
 
     def peek(self, id: SessionId) -> Session | None:
         return self.known.get(id)
@@ -82,6 +99,14 @@ class Sessions:
         if id not in self.known:
             raise SessionNotFound()
         return self.known[id]
+
+    def changes(self) -> AsyncIterator[SessionId | None]:
+        return self.feed.subscribe()
+
+    def change(self, session: Session) -> None:
+        """The session is this now, and everybody hears of it."""
+        self.known[session.id] = session
+        self.feed.publish([session.id])
 
     async def touch(self, activity: Mapping[SessionId, datetime]) -> None:
         self.touches += 1
@@ -94,6 +119,7 @@ class Control:
     def __init__(self, sessions: Sessions) -> None:
         self.sessions = sessions
         self.created: list[tuple[TemplateKey, Subject]] = []
+        self.keys: list[str] = []
         self.woken: list[str] = []
         self.suspected: list[str] = []
         self.gate = asyncio.Event()
@@ -102,8 +128,9 @@ class Control:
         self.wakes_to: Session | Exception | None = None
         self.suspects_to: Session | Exception | None = None
 
-    async def create_for(self, template: TemplateKey, subject: Subject) -> Session:
+    async def create_for(self, template: TemplateKey, subject: Subject, *, key: str = "") -> Session:
         self.created.append((template, subject))
+        self.keys.append(key)
         await self.gate.wait()
         if isinstance(self.make, Exception):
             raise self.make
@@ -125,7 +152,7 @@ class Control:
         if isinstance(outcome, Exception):
             raise outcome
         if outcome is not None:
-            self.sessions.known[id] = outcome
+            self.sessions.change(outcome)
         if id not in self.sessions.known:
             raise SessionNotFound()
         return self.sessions.known[id]
@@ -142,6 +169,7 @@ class World:
     sessions: Sessions
     control: Control
     signer: Signer
+    links: Links
     stack: AsyncExitStack
     writers: list[asyncio.StreamWriter] = field(default_factory=list)
 
@@ -343,24 +371,29 @@ async def _stop(server: asyncio.AbstractServer) -> None:
 
 
 @asynccontextmanager
-async def world(settings: RouterSettings = FAST, **kwargs: Any) -> AsyncIterator[World]:
-    """A Router with no sessions."""
+async def world(
+    settings: RouterSettings = FAST, *, store: SessionTable | None = None, **kwargs: Any
+) -> AsyncIterator[World]:
+    """A Router with no sessions; with those of `store`, if that is given."""
     async with AsyncExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        sessions, signer = Sessions(), Signer()
+        sessions, signer, links = Sessions(), Signer(), Links()
         control = Control(sessions)
         router = Router(
             settings,
-            store=sessions,  # type: ignore[arg-type]  # the part that it uses
+            store=store or sessions,
             control=control,
             auth=Auth(),
             signer=signer,
+            links=links,
             manager=Endpoint(scheme="unix", path=str(directory / "manager")),
             **kwargs,
         )
         listener = socket.create_server(("127.0.0.1", 0))
         serving = asyncio.get_running_loop().create_task(router.serve(listener))
-        made = World(router, serving, listener.getsockname()[1], directory, sessions, control, signer, stack)
+        made = World(
+            router, serving, listener.getsockname()[1], directory, sessions, control, signer, links, stack
+        )
         try:
             yield made
         finally:

@@ -66,6 +66,56 @@ def test_the_reader_agrees_with_http1_on_every_head(head: bytes) -> None:
         assert set(kept) <= {*theirs.headers, (b"transfer-encoding", b"chunked")}
 
 
+NAMES = st.sampled_from(
+    [
+        b"X-A: ",
+        b"X-B:",
+        b"Connection: x-",
+        b"X-AgentCube-Other: ",
+        b"X-Forwarded-For: ",
+        b"X-Request-Id: ",
+        b" X-A: ",
+    ]
+)
+VALUES = st.sampled_from(
+    [b"a", b"b", b"", b"a, close", b"a\xff"] + [b"a%cb" % byte for byte in (0, 10, 13, 127)]
+)
+
+
+@st.composite
+def a_clients_heads(draw: st.DrawFn) -> list[bytes]:
+    """Heads with the same names mostly, whose values change."""
+    names = draw(st.lists(NAMES, min_size=1, max_size=3))
+    count = draw(st.integers(3, 5))
+    lines = [
+        [draw(st.just(name) | st.just(name) | NAMES) + draw(VALUES) for name in names] for _ in range(count)
+    ]
+    return [request(*said) for said in lines]
+
+
+@given(a_clients_heads())
+def test_what_a_client_said_before_changes_no_meaning(said: list[bytes]) -> None:
+    """Of lines that differ in their values alone, only the values are read."""
+    reader, before = Reader(), NONE
+    for head in said:
+        outcomes: list[Any] = []
+        for read, previous in ((Reader(), heads.unread_request(b"")), (reader, before)):
+            try:
+                found = read.request(head, previous)
+            except http1.ProtocolError as error:
+                outcomes.append(error.status)
+            else:
+                outcomes.append({name: getattr(found, name) for name in MEANING})
+        assert outcomes[0] == outcomes[1]
+        if not isinstance(outcomes[0], int):
+            before = found
+
+
+MEANING = [
+    name for name in heads.Request.__slots__ if name not in ("id", "scheme", "lines", "kinds", "kept_at")
+]
+
+
 @pytest.mark.parametrize(("head", "status"), BAD_REQUESTS.values(), ids=BAD_REQUESTS.keys())
 def test_no_bad_head_is_read(head: bytes, status: int) -> None:
     reader = Reader()

@@ -52,7 +52,7 @@ TARGETS = {
 
 
 def test_targets_mean_what_they_say_also_when_remembered() -> None:
-    routes = Routes()
+    routes = Routes("localhost")
     for _ in range(3):
         for target, meaning in TARGETS.items():
             assert routes.route(target) == meaning, target
@@ -64,7 +64,7 @@ def test_targets_mean_what_they_say_also_when_remembered() -> None:
 )
 def test_other_targets_are_not_served(target: bytes) -> None:
     with pytest.raises(NoSuchRoute):
-        Routes().route(target)
+        Routes("localhost").route(target)
 
 
 @given(
@@ -74,10 +74,10 @@ def test_other_targets_are_not_served(target: bytes) -> None:
 )
 def test_remembering_changes_no_meaning(parts: list[bytes]) -> None:
     target = b"/v1/namespaces/" + b"".join(parts)
-    warm, outcomes = Routes(), []
+    warm, outcomes = Routes("localhost"), []
     for known in TARGETS:
         warm.route(known)
-    for routes in (Routes(), warm, warm):
+    for routes in (Routes("localhost"), warm, warm):
         try:
             outcomes.append(routes.route(target))
         except NoSuchRoute:
