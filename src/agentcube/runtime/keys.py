@@ -12,7 +12,7 @@ import json
 import math
 from collections import OrderedDict
 from collections.abc import Iterable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,11 @@ from agentcube.model.ids import SandboxId, SessionId
 from agentcube.ports.clock import Clock, SystemClock
 from agentcube.ports.tokens import (
     AUDIENCE_MANAGER,
+    AUDIENCE_SHARE,
     ISSUER_MANAGER,
     ISSUER_ROUTER,
     TOKEN_LIFETIME,
+    Link,
     Subject,
 )
 from agentcube.runtime.private_files import read_or_make
@@ -124,14 +126,21 @@ class RsaSigner:
     def for_manager(self, subject: Subject) -> str:
         return self._sign(iss=ISSUER_ROUTER, aud=AUDIENCE_MANAGER, sub=subject.name, admin=subject.admin)
 
-    def _sign(self, **claims: str | bool) -> str:
+    def for_link(self, session: SessionId, port: int, key: str, expires_at: datetime) -> str:
+        return self._sign(
+            expires_at, iss=ISSUER_MANAGER, aud=AUDIENCE_SHARE, session_id=session, port=port, key=key
+        )
+
+    def _sign(self, expires_at: datetime | None = None, **claims: str | bool | int) -> str:
         issued = math.floor(self._clock.now().timestamp())
         expires = issued + math.floor(TOKEN_LIFETIME.total_seconds())
+        if expires_at is not None:
+            expires = math.floor(expires_at.timestamp())
         return jwt.encode({**claims, "iat": issued, "exp": expires}, self._key, ALGORITHM, self._headers)
 
 
 class RsaVerifier:
-    """Verifies manager tokens by `kid` among the given PEM public keys; remembers them until they expire."""
+    """Verifies manager tokens (remembered until they expire) and share links by `kid` among PEM public keys."""
 
     def __init__(self, public_keys: Iterable[str], *, clock: Clock | None = None) -> None:
         self._clock = clock or SystemClock()
@@ -164,6 +173,13 @@ class RsaVerifier:
             self._verified.popitem(last=False)
         return subject
 
+    def link(self, token: str) -> Link:
+        claims = self._claims(token, audience=AUDIENCE_SHARE, issuer=ISSUER_MANAGER)
+        session, key, port = claims.get("session_id"), claims.get("key"), claims.get("port")
+        if not isinstance(session, str) or not isinstance(key, str) or type(port) is not int:
+            raise Unauthenticated("the token is no share link's")
+        return Link(SessionId(session), port, key, _number(claims, "exp"))
+
     def _claims(self, token: str, *, audience: str, issuer: str) -> dict[str, Any]:
         if len(token) > _TOKEN_BYTES_MAX:
             raise Unauthenticated("the token is too long")
@@ -180,7 +196,7 @@ class RsaVerifier:
                 audience=audience,
                 issuer=issuer,
                 options={
-                    "require": ["exp", "iat", "iss", "aud", "sub"],
+                    "require": ["exp", "iat", "iss", "aud"],
                     "verify_exp": False,
                     "verify_iat": False,
                     "verify_nbf": False,

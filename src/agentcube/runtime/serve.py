@@ -194,12 +194,17 @@ def unix_socket(path: Path) -> socket.socket:
     return listener
 
 
-def tcp_socket(host: str, port: int) -> socket.socket:
-    """A listening TCP socket; port 0 takes a free one. Raises OSError when it is taken."""
+def tcp_socket(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """A listening TCP socket; port 0 takes a free one. Raises OSError when it is taken.
+
+    `shared`: others of this user may listen there as well (SO_REUSEPORT), each for a part of the connections.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind((host, port))
         listener.listen(1024)
         listener.setblocking(False)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import socket
 import sys
 from contextlib import AsyncExitStack
@@ -20,25 +21,22 @@ from uvicorn._types import ASGIApplication
 
 from agentcube.drivers.local.driver import LocalDriver
 from agentcube.drivers.local.environments import DEFAULT, Environments
-from agentcube.errors import AgentCubeError, TemplateNotFound
+from agentcube.errors import AgentCubeError, StoreFailed, TemplateNotFound
 from agentcube.manager.app import build_app
 from agentcube.manager.manager import Manager
-from agentcube.manager.settings import ManagerSettings
-from agentcube.model.sandbox import Endpoint
 from agentcube.model.template import Kind, TemplateKey
-from agentcube.ports.tokens import LOCAL, Authenticator
-from agentcube.router.server import Router
-from agentcube.router.settings import RouterSettings
-from agentcube.runtime.access import ApiKeyAuthenticator, OpenAuthenticator, load_or_make_api_key
 from agentcube.runtime.keys import RsaSigner, RsaVerifier, load_or_make_key
 from agentcube.runtime.last_resort import LastResort
 from agentcube.runtime.serve import AppServer, StopSignal, serve, stop_signals, unix_socket
-from agentcube.stores.sqlite import SqliteStore
 from agentcube.up import userconfig
+from agentcube.up.authentication import authenticator
 from agentcube.up.builtin import BUILT_IN_LABEL, my_interpreter
-from agentcube.up.main import UpOptions
+from agentcube.up.environment import manager_settings
+from agentcube.up.main import UpOptions, is_loopback
 from agentcube.up.paths import DataDir, env_cache_dir, remove_runtime_dir, runtime_dir
-from agentcube.wire.names import BUILT_IN_INTERPRETER, BUILT_IN_NAMESPACE
+from agentcube.up.routing import routing
+from agentcube.up.stores import open_store
+from agentcube.wire.names import BUILT_IN_INTERPRETER, BUILT_IN_NAMESPACE, PORTS_DOMAIN
 
 log = structlog.get_logger(__name__)
 
@@ -52,18 +50,25 @@ STOP_S = 57.0
 """From the signal to the end, by force if need be; `down` waits for 60 s."""
 
 
-async def run(options: UpOptions, data_dir: DataDir, listener: socket.socket) -> int:
-    """Serve on `listener` until told to stop; the exit code.
+async def run(options: UpOptions, data_dir: DataDir, listeners: list[socket.socket]) -> int:
+    """Serve on `listeners` (each a worker's, where there are workers) until told to stop; the exit code.
 
     Raises AgentCubeError when it cannot start; whatever was acquired is released by then.
     """
-    host, port = listener.getsockname()[:2]
+    host, port = listeners[0].getsockname()[:2]
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     async with AsyncExitStack() as stack:
         stop = await stack.enter_async_context(stop_signals(LastResort(STOP_S).arm))
         signer = RsaSigner(load_or_make_key(data_dir.path / "keys"))
-        auth, api_key = _access(options, data_dir.path)
-        store = await stack.enter_async_context(SqliteStore.open(data_dir.path / "store.sqlite3"))
+        auth, api_key = authenticator(options.auth, data_dir.path)
+        if options.auth == "none":
+            log.warning(
+                "NO AUTHENTICATION: everybody on this machine may use and end every session", auth="none"
+            )
+        if options.ports_domain == PORTS_DOMAIN and not is_loopback(options.host):
+            log.info("links to ports of sessions work on this machine only: see --ports-domain")
+        opened = await stack.enter_async_context(open_store(options.store, data_dir.path))
+        store, clock = opened.store, opened.clock
         sockets = runtime_dir(data_dir.path)
         stack.callback(remove_runtime_dir, sockets)
         await _environment(stop)
@@ -77,31 +82,40 @@ async def run(options: UpOptions, data_dir: DataDir, listener: socket.socket) ->
                 host_paths=options.allow_host_path,
             )
         )
-        settings = ManagerSettings(
+        settings = manager_settings(
+            os.environ,
             public_address=address,
+            ports_domain=options.ports_domain,
             allow_host_paths=tuple(p.resolve() for p in options.allow_host_path),
             host_started_at=_boot_time(),
         )
-        manager = Manager(settings, store=store, driver=driver, signer=signer)
+        manager = Manager(settings, store=store, driver=driver, signer=signer, clock=clock)
         api_path = sockets / "manager.sock"
         stack.callback(api_path.unlink, missing_ok=True)
-        app = build_app(manager.service, RsaVerifier(signer.public_keys), settings)
+        verifier = RsaVerifier(signer.public_keys)
+        app = build_app(manager.service, verifier, settings)
         api = AppServer(cast(ASGIApplication, app), unix_socket(api_path), drain_s=DRAIN_S)
-        router = Router(
-            RouterSettings(local_only=options.auth == "none"),
-            store=store,
-            control=manager.service,
-            auth=auth,
-            signer=signer,
-            manager=Endpoint(scheme="unix", path=str(api_path)),
-            checks=[manager.service.check],
+        data_plane = stack.enter_context(
+            routing(
+                options,
+                listeners,
+                data_dir=data_dir.path,
+                store=store,
+                clock=clock,
+                manager=manager,
+                auth=auth,
+                signer=signer,
+                links=verifier,
+                api_path=api_path,
+            )
         )
-        url = f"http://{address}"
+        url = f"{'http' if options.tls_cert is None else 'https'}://{address}"
         stack.callback(userconfig.remove, url)
 
         async def started() -> None:
             await api.listening()
             await manager.recovered()
+            await data_plane.serving()
             await _put_built_in(manager, options.pool)
             data_dir.announce(url)
             gc.collect()
@@ -115,27 +129,22 @@ async def run(options: UpOptions, data_dir: DataDir, listener: socket.socket) ->
 
         async def drain() -> None:
             manager.refuse()
-            await router.drain()
+            await data_plane.drain()
 
         async def clear() -> None:
             if not options.keep:
-                await manager.clear()
+                try:
+                    await manager.clear()
+                    await opened.let_go()
+                except StoreFailed as exc:
+                    log.error("sessions not ended: the next start goes on with them", reason=exc.detail)
             api.stop()
 
-        loops = {"router": lambda: router.serve(listener), "manager": manager.run, "api": api.run}
+        loops = {"router": data_plane.run, "manager": manager.run, "api": api.run}
         await serve(
             loops, stop=stop, started=started, drain=drain, drain_s=DRAIN_S, clear=clear, clear_s=CLEAR_S
         )
     return 0
-
-
-def _access(options: UpOptions, path: Path) -> tuple[Authenticator, str | None]:
-    """Who may call, and the key that the user's own clients should use."""
-    if options.auth == "none":
-        log.warning("NO AUTHENTICATION: everybody on this machine may use and end every session", auth="none")
-        return OpenAuthenticator(), None
-    key = load_or_make_api_key(path / "api-key")
-    return ApiKeyAuthenticator({key: LOCAL}), key
 
 
 async def _environment(stop: StopSignal) -> None:

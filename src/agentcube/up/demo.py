@@ -20,29 +20,33 @@ from typing import Any, TypeVar
 
 from agentcube.drivers.local.environments import DEFAULT, Environments
 from agentcube.errors import AgentCubeError
-from agentcube.sdk import AgentCube, AgentRuntimeClient, CodeInterpreterClient
+from agentcube.sdk import AgentCube, AgentRuntimeClient, Sandbox
 from agentcube.up.paths import env_cache_dir
 
 START_WITHIN_S = 60.0
 STOP_WITHIN_S = 60.0
 POOL_WITHIN_S = 60.0
 
-ANALYSIS = """
-import matplotlib
-matplotlib.use("Agg")
+LOAD = """
 import matplotlib.pyplot as plt
 import pandas as pd
 
 penguins = pd.read_csv("penguins.csv").dropna(subset=["body_mass_g", "flipper_length_mm"])
-mean = penguins.groupby("species").body_mass_g.mean().round().astype(int)
-print(f"{len(penguins)} penguins;", ", ".join(f"{name} {grams} g" for name, grams in mean.items()))
+f"{len(penguins)} penguins of {penguins.species.nunique()} species"
+"""
+
+ASK = 'penguins.groupby("species").body_mass_g.mean().round().astype(int).to_dict()'
+
+DRAW = """
 for name, group in penguins.groupby("species"):
     plt.scatter(group.flipper_length_mm, group.body_mass_g, label=name, s=12)
 plt.xlabel("flipper length (mm)")
 plt.ylabel("body mass (g)")
 plt.legend()
-plt.savefig("penguins.png", dpi=110)
+plt.show()
 """
+
+COUNT = 'for n in one two three; do echo "$n"; sleep 0.1; done'
 
 NOSY = """
 import os, socket
@@ -94,7 +98,7 @@ def demo() -> int:
         place.chmod(0o755)
         server = None
         try:
-            _step("have a Python environment for sandboxes: numpy, pandas, matplotlib", _environment)
+            _step("have a Python environment for sandboxes: numpy, pandas, matplotlib, IPython", _environment)
             server, url, api_key = _start(place)
             _tour(place, url, api_key)
             _step("stop the server; its sandboxes, sockets and files go with it", lambda: _stop(server))
@@ -115,13 +119,15 @@ def _step(what: str, act: Callable[[], T]) -> T:
     return result
 
 
-def _environment() -> None:
-    """Built once per user and machine; only then is there something to watch."""
-
-    def progress(line: str) -> None:
+def _tell(*lines: str) -> None:
+    """What came of a step."""
+    for line in lines:
         print(f"{'':13}{line}", flush=True)  # noqa: T201
 
-    Environments(env_cache_dir()).ensure(DEFAULT, progress)
+
+def _environment() -> None:
+    """Built once per user and machine; only then is there something to watch."""
+    Environments(env_cache_dir()).ensure(DEFAULT, _tell)
 
 
 def _start(place: Path) -> tuple[subprocess.Popen[str], str, str]:
@@ -197,40 +203,56 @@ def _tour(place: Path, url: str, api_key: str) -> None:
 
 
 def _analysis(place: Path, url: str, api_key: str) -> None:
-    def session() -> CodeInterpreterClient:
-        return CodeInterpreterClient(workload_manager_url=url, router_url=url, auth_token=api_key)
-
     data = place / "penguins.csv"
     data.write_bytes((resources.files("agentcube.up") / "demo_files" / "penguins.csv").read_bytes())
-    chart = place / "penguins.png"
-    first = _step("open a session: a sandbox of its own, from the warm pool", session)
+    first = _step(
+        "open a session: a sandbox of its own, from the warm pool", lambda: Sandbox(url=url, api_key=api_key)
+    )
     try:
-        said = _step('run print("hello")', lambda: first.run_code("python", 'print("hello")'))
-        _check(said.strip() == "hello", f"hello came back as {said!r}")
+        said = _step('run print("hello")', lambda: first.run('print("hello")').check())
+        _check(said.stdout == "hello\n", f"hello came back as {said.stdout!r}")
         _step(
-            f"upload penguins.csv, {data.stat().st_size:,} bytes",
-            lambda: first.upload_file(str(data), data.name),
+            f"upload penguins.csv, {data.stat().st_size:,} bytes", lambda: first.files.upload(data, data.name)
         )
-        said = _step(
-            "analyse it with pandas, draw a chart with matplotlib", lambda: first.run_code("python", ANALYSIS)
-        )
-        print(f"{'':13}{said.strip()}")  # noqa: T201
-        _step("download the chart", lambda: first.download_file(chart.name, str(chart)))
-        png = chart.read_bytes()
-        _check(png.startswith(b"\x89PNG\r\n\x1a\n"), "the chart is not a PNG")
-        print(f"{'':13}{len(png):,} bytes of PNG")  # noqa: T201
-        second = _step("open a second session", session)
+        _cells(first)
+        _stream(first)
+        second = _step("open a second session", lambda: Sandbox(url=url, api_key=api_key))
         try:
-            said = _step(
+            seen = _step(
                 "look around in it: other files, processes, the network",
-                lambda: second.execute_command(["python3", "-c", NOSY]),
-            )
-            print("".join(f"{'':13}{line}\n" for line in said.strip().splitlines()), end="")  # noqa: T201
-            _check("penguins" not in said and "REACHED" not in said, "the second session saw too much")
+                lambda: second.commands.run(["python3", "-c", NOSY], check=True),
+            ).stdout
+            _tell(*seen.splitlines())
+            _check("penguins" not in seen and "REACHED" not in seen, "the second session saw too much")
         finally:
-            _step("delete the second session", second.stop)
+            _step("delete the second session", second.close)
     finally:
-        _step("delete the first session", first.stop)
+        _step("delete the first session", first.close)
+
+
+def _cells(box: Sandbox) -> None:
+    """State that stays from one cell to the next, and a chart as a result."""
+    loaded = _step("load it with pandas", lambda: box.run(LOAD).check())
+    _tell(str(loaded.text))
+    asked = _step("ask about it in the next cell: variables stay", lambda: box.run(ASK).check())
+    _tell(str(asked.text))
+    _check("Gentoo" in str(asked.text), "the second cell did not know what the first one loaded")
+    drawn = _step("draw a chart with matplotlib; it comes back as a result", lambda: box.run(DRAW).check())
+    _check(len(drawn.pngs) == 1 and drawn.pngs[0].startswith(b"\x89PNG\r\n\x1a\n"), "the chart is not a PNG")
+    _tell(f"{len(drawn.pngs[0]):,} bytes of PNG")
+
+
+def _stream(box: Sandbox) -> None:
+    """Output that comes while the program runs."""
+    began = time.perf_counter()
+    came: list[float] = []
+
+    def heard(text: str) -> None:
+        came.append((time.perf_counter() - began) * 1000)
+        _tell(f"after {came[-1]:.0f} ms: {text.strip()}")
+
+    _step("watch a program that takes its time", lambda: box.commands.run(COUNT, on_stdout=heard, check=True))
+    _check(len(came) == 3, "its output did not come as it was written")
 
 
 def _own_agent(place: Path, cube: AgentCube, url: str, api_key: str) -> None:
@@ -246,7 +268,7 @@ def _own_agent(place: Path, cube: AgentCube, url: str, api_key: str) -> None:
     try:
         for say in ("good morning", "what did I say?"):
             answer = _step(f"say {say!r}", lambda say=say: agent.invoke({"say": say}))  # type: ignore[misc]
-        print(f"{'':13}it remembers: {answer['heard']}")  # noqa: T201
+        _tell(f"it remembers: {answer['heard']}")
         _check(answer["heard"] == ["good morning", "what did I say?"], "the agent forgot")
     finally:
         _step("end the conversation", agent.stop)

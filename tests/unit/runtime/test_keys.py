@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 
 from agentcube.errors import Invalid, Unauthenticated
 from agentcube.model.ids import SandboxId, SessionId
-from agentcube.ports.tokens import LOCAL, Subject
+from agentcube.ports.tokens import LOCAL, Link, Subject
 from agentcube.runtime.keys import KEY_FILE, RsaSigner, RsaVerifier, key_id, load_or_make_key, public_pem
 from agentcube.testing.clock import FakeClock
 
@@ -199,6 +199,31 @@ def test_a_token_that_says_something_else_is_refused(key, verifier, clock, other
     assert verifier.manager_caller(forge(key, good(clock))) == Subject("ada")
     with pytest.raises(Unauthenticated):
         verifier.manager_caller(forge(key, claims))
+
+
+def test_a_share_link_is_verified_and_is_good_for_nothing_else(signer, verifier, clock) -> None:
+    expires = clock.now() + timedelta(hours=1)
+    token = signer.for_link(SessionId("s1"), 3000, "key", expires)
+    assert verifier.link(token) == Link(SessionId("s1"), 3000, "key", expires.timestamp())
+    with pytest.raises(Unauthenticated):
+        verifier.manager_caller(token)
+    for other in (
+        signer.for_manager(Subject("ada")),
+        signer.for_sandbox(SessionId("agentcube-share"), SandboxId("sb-1"), Subject("ada")),
+        signer.for_binding(SessionId("s1"), SandboxId("agentcube-share")),
+    ):
+        with pytest.raises(Unauthenticated):
+            verifier.link(other)
+
+
+@pytest.mark.parametrize(
+    "other", [{"port": "80"}, {"port": True}, {"port": 80.0}, {"key": 1}, {"session_id": None}]
+)
+def test_a_share_link_that_says_something_else_is_refused(key, verifier, clock, other) -> None:
+    said = {"iss": "agentcube-manager", "aud": "agentcube-share", "session_id": "s1", "port": 80, "key": "k"}
+    assert verifier.link(forge(key, good(clock, **said))).port == 80
+    with pytest.raises(Unauthenticated):
+        verifier.link(forge(key, good(clock, **{**said, **other})))
 
 
 def test_a_token_of_another_algorithm_or_key_is_refused(key, verifier, clock) -> None:
