@@ -19,6 +19,7 @@ TESTS = ROOT / "tests" / "integration" / "sdk"
 BY_HAND = {"__init__.py", "_primitives.py"}
 
 NAMES = {
+    "AsyncIterable": "Iterable",
     "AsyncIterator": "Iterator",
     "AsyncGenerator": "Generator",
     "AsyncBaseTransport": "BaseTransport",
@@ -30,6 +31,7 @@ NAMES = {
     "__anext__": "__next__",
     "_async": "_sync",
     "aclose": "close",
+    "aclosing": "closing",
     "aread": "read",
     "aiter_raw": "iter_raw",
     "anext": "next",

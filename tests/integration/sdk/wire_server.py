@@ -12,61 +12,20 @@ import json
 import re
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from email.parser import BytesParser
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from tests.integration.sdk.serving import serving
+from tests.integration.sdk.wire_answers import Answer, Seen, of, problem
+from tests.integration.sdk.wire_files import Files
+from tests.integration.sdk.wire_kernels import Kernels
+from tests.integration.sdk.wire_processes import Processes, encode
+
 HEADER = "x-agentcube-session-id"
 KINDS = {"code-interpreters": "CodeInterpreter", "agent-runtimes": "AgentRuntime"}
-
-
-@dataclass
-class Seen:
-    """One request as it arrived."""
-
-    method: str
-    path: str
-    query: dict[str, str]
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-
-@dataclass
-class Answer:
-    """A canned answer. `promise`: a Content-Length that is not kept. `raw`: bytes instead of an answer."""
-
-    status: int = 200
-    body: bytes = b""
-    headers: dict[str, str] = field(default_factory=dict)
-    promise: int | None = None
-    drop: bool = False
-    hang: bool = False
-
-
-def of(value: Any, status: int = 200, **headers: str) -> Answer:
-    return Answer(status, json.dumps(value).encode(), {"content-type": "application/json", **headers})
-
-
-def problem(status: int, code: str, detail: str, *, retryable: bool = False, **headers: str) -> Answer:
-    value = {
-        "type": f"https://agentcube.dev/problems/{code.replace('_', '-')}",
-        "title": code,
-        "status": status,
-        "detail": detail,
-        "error": detail,
-        "code": code,
-        "retryable": retryable,
-        "request_id": "req-1",
-    }
-    plain = {name.replace("_", "-"): text for name, text in headers.items()}
-    return Answer(status, json.dumps(value).encode(), {"content-type": "application/problem+json", **plain})
 
 
 DROP = Answer(drop=True)
@@ -80,18 +39,43 @@ class WireServer:
         self.seen: list[Seen] = []
         self.sessions: dict[str, dict[str, Any]] = {}
         self.files: dict[str, dict[str, bytes]] = {}
+        self.workspaces: dict[str, Files] = {}
+        self.processes = Processes()
+        self.kernels = Kernels()
         self.modes: dict[str, str] = {}
         self.templates: dict[tuple[str, str, str], dict[str, Any]] = {}
         self.api_key: str | None = None
         self.page_size = 2
         self.executed: dict[str, Any] = {"stdout": "", "stderr": "", "exit_code": 0}
         self.url = ""
+        self.loop = asyncio.new_event_loop()
+        self._dropped_after: list[tuple[str, re.Pattern[str]]] = []
+        self._held: list[tuple[str, re.Pattern[str]]] = []
+        self.streaming: set[asyncio.StreamWriter] = set()
         self._script: list[tuple[str, re.Pattern[str], deque[Answer]]] = []
         self._by_key: dict[str, Answer] = {}
 
     def script(self, method: str, path: str, *answers: Answer) -> None:
         """Answer the next requests of this method whose whole path matches, with these."""
         self._script.append((method, re.compile(path), deque(answers)))
+
+    def drop_after(self, method: str, path: str) -> None:
+        """Do what the next request of this method and path asks, and close the connection instead of answering."""
+        self._dropped_after.append((method, re.compile(path)))
+
+    def hold_events(self, method: str, path: str) -> None:
+        """Do what the next request of this method and path asks, and do not begin to answer."""
+        self._held.append((method, re.compile(path)))
+
+    def cut_streams(self) -> None:
+        """Close all connections on which there are events now."""
+        self.call(lambda: [writer.close() for writer in self.streaming])
+
+    def call(self, function: Callable[[], object]) -> None:
+        """Call a function in the server's thread, and wait for it."""
+        done = threading.Event()
+        self.loop.call_soon_threadsafe(lambda: (function(), done.set()))
+        assert done.wait(30)
 
     def requests(self, method: str, path: str) -> list[Seen]:
         return [s for s in self.seen if s.method == method and re.fullmatch(path, s.path)]
@@ -106,7 +90,7 @@ class WireServer:
         if key and key in self._by_key:
             return self._by_key[key]
         made = self._route(seen)
-        if key:
+        if key and "/sessions/" not in seen.path:
             self._by_key[key] = made
         return made
 
@@ -152,6 +136,7 @@ class WireServer:
             **asked,
         }
         self.files[id] = {}
+        self.workspaces[id] = Files(self.files[id], self.modes)
         return self.sessions[id]
 
     def _new_or_list(self, seen: Seen) -> Answer:
@@ -167,6 +152,13 @@ class WireServer:
     def _session(self, seen: Seen, id: str, rest: list[str]) -> Answer:
         if id not in self.sessions:
             return problem(404, "session_not_found", f"no session {id}")
+        if rest in (["suspend"], ["resume"]) and seen.method == "POST":
+            asleep = rest == ["suspend"]
+            self.sessions[id] |= {
+                "phase": "Paused" if asleep else "Ready",
+                "sleep": "frozen" if asleep else None,
+            }
+            return of(self.sessions[id])
         if rest:
             return self._picod(seen, id, rest)
         if seen.method == "DELETE":
@@ -192,6 +184,12 @@ class WireServer:
 
     def _picod(self, seen: Seen, id: str, rest: list[str]) -> Answer:
         files = self.files[id]
+        if rest[0] == "processes":
+            return self.processes.route(seen, rest[1:])
+        if rest[0] == "kernels":
+            return self.kernels.route(seen, rest[1:])
+        if rest[0] in ("files", "fs") and (answer := self.workspaces[id].route(seen, rest)) is not None:
+            return answer
         if rest == ["execute"]:
             return of(self._execute(seen.json, files))
         if rest == ["logs"]:
@@ -207,10 +205,7 @@ class WireServer:
         if rest == ["files"]:
             entry = {"modified": "2026-11-21T15:00:00Z", "mode": "-rw-r--r--", "is_dir": False}
             return of({"files": [{"name": n, "size": len(d), **entry} for n, d in sorted(files.items())]})
-        path = "/".join(rest[1:])
-        if path not in files:
-            return problem(404, "file_not_found", f"no file {path}")
-        return Answer(200, files[path], {"content-type": "application/octet-stream"})
+        return problem(404, "not_found", f"no route {seen.path}")
 
     def _execute(self, asked: dict[str, Any], files: dict[str, bytes]) -> dict[str, Any]:
         """The canned result, or for the program `echo-stdin` what it was given."""
@@ -246,11 +241,16 @@ class WireServer:
             while seen := await _read(reader):
                 self.seen.append(seen)
                 answer = self.answer(seen)
-                if answer.hang:
+                if answer.hang or _taken(self._held, seen):
                     await reader.read()  # until the client gives up
                     return
-                if answer.drop:
+                if answer.drop or _taken(self._dropped_after, seen):
                     return
+                if answer.events is not None:
+                    self.streaming.add(writer)
+                    await _stream(writer, answer.events)
+                    self.streaming.discard(writer)
+                    continue
                 length = len(answer.body) if answer.promise is None else answer.promise
                 head = f"HTTP/1.1 {answer.status} X\r\ncontent-length: {length}\r\n"
                 head += "".join(f"{name}: {text}\r\n" for name, text in answer.headers.items())
@@ -261,7 +261,28 @@ class WireServer:
         except (ConnectionError, asyncio.IncompleteReadError):
             return
         finally:
+            self.streaming.discard(writer)
             writer.close()
+
+
+def _taken(rules: list[tuple[str, re.Pattern[str]]], seen: Seen) -> bool:
+    """Whether one of the rules is for this request; it is used up then."""
+    for number, (method, path) in enumerate(rules):
+        if method == seen.method and path.fullmatch(seen.path):
+            del rules[number]
+            return True
+    return False
+
+
+async def _stream(writer: asyncio.StreamWriter, events: AsyncIterator[dict[str, Any]]) -> None:
+    writer.write(
+        b"HTTP/1.1 200 X\r\ncontent-type: application/x-ndjson\r\ntransfer-encoding: chunked\r\n\r\n"
+    )
+    async for event in events:
+        writer.write(encode(event))
+        await writer.drain()
+    writer.write(b"0\r\n\r\n")
+    await writer.drain()
 
 
 async def _read(reader: asyncio.StreamReader) -> Seen | None:
@@ -302,39 +323,12 @@ def _form(seen: Seen) -> tuple[str, bytes, str]:
 def running() -> Iterator[WireServer]:
     """A server on a free port, stopped at the end of the block."""
     server = WireServer()
-    loop = asyncio.new_event_loop()
-    ready = threading.Event()
-    stop = asyncio.Event()
 
-    async def main() -> None:
-        connections: set[asyncio.Task[None]] = set()
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await server.serve(reader, writer)
+        except asyncio.CancelledError:
+            writer.close()
 
-        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            task = asyncio.current_task()
-            assert task is not None
-            connections.add(task)
-            try:
-                await server.serve(reader, writer)
-            except asyncio.CancelledError:
-                writer.close()
-            finally:
-                connections.discard(task)
-
-        listener = await asyncio.start_server(serve, "127.0.0.1", 0)
-        server.url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
-        ready.set()
-        await stop.wait()
-        listener.close()
-        for task in list(connections):
-            task.cancel()
-        await asyncio.gather(*connections, return_exceptions=True)
-
-    thread = threading.Thread(target=lambda: loop.run_until_complete(main()), daemon=True)
-    thread.start()
-    assert ready.wait(5)
-    try:
+    with serving(server.loop, serve) as server.url:
         yield server
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join(5)
-        loop.close()

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from agentcube import errors as domain
-from agentcube.sdk._core import config, requests, results
+from agentcube.sdk._core import calls, config, requests, results
 from agentcube.sdk._core.auth import AuthProvider, TokenAuth
 from agentcube.sdk._core.errors import (
     CommandExecutionError,
@@ -31,7 +31,7 @@ from agentcube.sdk._core.multipart import Upload
 from agentcube.sdk._core.retry import Policy
 from agentcube.sdk._core.scripts import script
 
-WHERE = requests.sandbox_of_session("http://h", "s-1")
+WHERE = requests.place_of_session("http://h", "s-1")
 
 
 # --- errors -----------------------------------------------------------------------------------------------
@@ -87,6 +87,8 @@ def test_errors_are_also_the_builtin_kind_that_programs_catch() -> None:
     assert str(TimedOut("slow")) == "slow"
     error = pickle.loads(pickle.dumps(CommandExecutionError(3, "bad", ["x"])))
     assert (error.exit_code, error.stderr, error.command) == (3, "bad", ["x"])
+    error = pickle.loads(pickle.dumps(CommandExecutionError(124, "", ["x"], timed_out=True)))
+    assert (str(error), error.timed_out) == ("Command failed (exit 124, timed out): ", True)
 
 
 # --- retries ----------------------------------------------------------------------------------------------
@@ -252,21 +254,21 @@ def test_durations_are_text_with_units(seconds: float, text: str) -> None:
 
 
 def test_commands_are_argument_lists() -> None:
-    assert requests.argv_of("a 'b c' \"d\"") == ["a", "b c", "d"]
-    assert requests.argv_of(("a", "b")) == ["a", "b"]
+    assert calls.argv_of("a 'b c' \"d\"") == ["a", "b c", "d"]
+    assert calls.argv_of(("a", "b")) == ["a", "b"]
     for bad in ("", "'open", []):
         with pytest.raises(InvalidArgument):
-            requests.argv_of(bad)
+            calls.argv_of(bad)
 
 
 def test_execute_waits_longer_than_the_command_may_take() -> None:
-    request = requests.execute(WHERE, "x", timeout_s=5, stdin="text")
+    request = calls.execute(WHERE, "x", timeout_s=5, stdin="text")
     assert request.json == {"command": ["x"], "timeout": "5s", "stdin": "text"}
     assert request.timeout_s > 5
     assert not request.repeatable
     for bad in (0, -1, float("nan"), float("inf")):
         with pytest.raises(InvalidArgument):
-            requests.execute(WHERE, "x", timeout_s=bad)
+            calls.execute(WHERE, "x", timeout_s=bad)
 
 
 @pytest.mark.parametrize(
@@ -280,13 +282,13 @@ def test_execute_waits_longer_than_the_command_may_take() -> None:
     ],
 )
 def test_download_paths_stay_below_files(path: str, url: str) -> None:
-    assert requests.download_file(WHERE, path).url == f"http://h/v1/sessions/s-1/files/{url}"
+    assert calls.download_file(WHERE, path).url == f"http://h/v1/sessions/s-1/files/{url}"
 
 
 @pytest.mark.parametrize("path", ["", "/", ".", "..", "a\0b"])
 def test_paths_that_name_no_file_are_refused(path: str) -> None:
     with pytest.raises(InvalidArgument):
-        requests.download_file(WHERE, path)
+        calls.download_file(WHERE, path)
 
 
 @pytest.mark.parametrize("ttl", [0, -1, 1.5, True, "9"])
@@ -376,7 +378,7 @@ def test_python_is_repaired_only_when_that_makes_it_valid(code: str, source: str
 
 def _body(upload: Upload) -> bytes:
     upload.rewind()
-    return upload.head + b"".join(iter(upload.read, b"")) + upload.tail
+    return b"".join(iter(upload.read, b""))
 
 
 def test_an_upload_is_read_from_where_it_stands_as_often_as_needed(tmp_path: Path) -> None:

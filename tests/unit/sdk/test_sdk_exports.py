@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import agentcube
+import agentcube.events
 import agentcube.sdk
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -21,8 +23,14 @@ PUBLIC = {
     "AsyncAgentCube",
     "AsyncAgentRuntimeClient",
     "AsyncCodeInterpreterClient",
+    "AsyncEventStream",
+    "AsyncKernel",
+    "AsyncProcess",
+    "AsyncSandbox",
     "AsyncServiceAccountAuth",
+    "AsyncTerminal",
     "AuthProvider",
+    "CellFailed",
     "ClientClosed",
     "CodeInterpreterClient",
     "CommandExecutionError",
@@ -30,15 +38,28 @@ PUBLIC = {
     "ConnectFailed",
     "ConnectionLost",
     "Created",
+    "EventStream",
+    "Execution",
     "FileInfo",
     "InvalidArgument",
+    "Kernel",
+    "KernelInfo",
     "NotConfigured",
     "PoolInfo",
+    "PortInfo",
+    "Process",
+    "ProcessInfo",
+    "Result",
+    "Sandbox",
     "ServiceAccountAuth",
     "SessionInfo",
+    "ShareLink",
+    "StreamReplaced",
     "TemplateInfo",
+    "Terminal",
     "TimedOut",
     "TokenAuth",
+    "Transfer",
     "TransferIncomplete",
     "UnexpectedAnswer",
     "__version__",
@@ -100,7 +121,15 @@ def test_the_command_line_loads_no_http_client_before_it_needs_one() -> None:
     assert not {"httpx2", "yaml", "agentcube.up"} & _modules_after("import agentcube.cli.main")
 
 
-@pytest.mark.parametrize("tool", ["async_to_sync.py", "cli_page.py"])
+@pytest.mark.parametrize("tool", ["async_to_sync.py", "cli_page.py", "sdk_page.py"])
 def test_generated_files_are_what_the_tool_makes(tool: str) -> None:
     done = subprocess.run([sys.executable, ROOT / "tools" / tool, "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_every_public_name_is_described() -> None:
+    page = (ROOT / "docs" / "reference" / "sdk.md").read_text("utf-8")
+    described = set(re.findall(r"^### (\w+)", page, re.MULTILINE))
+    names = {name.removeprefix("Async") for name in PUBLIC - {"__version__"}}
+    assert names <= described | {"AgentCubeError", "Created"}
+    assert set(agentcube.events.__all__) - {"CellEvent", "CellStatus", "ProcessEvent"} <= described

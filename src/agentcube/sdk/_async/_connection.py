@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import httpx2
 
-from agentcube.sdk._async._primitives import body_of, sleep, token_of
+from agentcube.sdk._async._primitives import body_of, sleep, token_of, traced
 from agentcube.sdk._core import http
 from agentcube.sdk._core.config import Servers
 from agentcube.sdk._core.errors import ClientClosed
@@ -53,20 +53,23 @@ class AsyncConnection:
         """Close all connections. Idempotent."""
         await self._client.aclose()
 
-    async def send(self, request: Request, *, accept: Accept = _is_success) -> httpx2.Response:
+    async def send(
+        self, request: Request, *, accept: Accept = _is_success, sending: Callable[[], None] | None = None
+    ) -> httpx2.Response:
         """The answer to a request, its body read.
 
         `accept` says which answers are wanted; by default those with a 2xx status. Raises an AgentCubeError
-        for all others and for every failure, after as many retries as are safe.
+        for all others and for every failure, after as many retries as are safe. `sending` is called when a
+        connection is there and the request is about to go out on it.
         """
-        return await self._answer(request, accept, read=True)
+        return await self._answer(request, accept, read=True, sending=sending)
 
     @asynccontextmanager
     async def stream(
-        self, request: Request, *, accept: Accept = _is_success
+        self, request: Request, *, accept: Accept = _is_success, sending: Callable[[], None] | None = None
     ) -> AsyncIterator[httpx2.Response]:
         """The answer to a request with its body unread, as `send` otherwise. The body may be read in the block."""
-        response = await self._answer(request, accept, read=False)
+        response = await self._answer(request, accept, read=False, sending=sending)
         try:
             yield response
         finally:
@@ -78,18 +81,25 @@ class AsyncConnection:
             async for chunk in self.body(response, request):
                 yield chunk
 
-    async def body(self, response: httpx2.Response, request: Request) -> AsyncIterator[bytes]:
-        """The body of a streamed answer, undecoded. Raises TransferIncomplete when it breaks off."""
+    async def body(
+        self, response: httpx2.Response, request: Request, *, chunk_bytes: int | None = CHUNK_BYTES
+    ) -> AsyncGenerator[bytes, None]:
+        """The body of a streamed answer, undecoded. Raises TransferIncomplete when it breaks off.
+
+        `chunk_bytes` None gives pieces as they come, instead of collecting them.
+        """
         try:
-            async for chunk in response.aiter_raw(CHUNK_BYTES):
+            async for chunk in response.aiter_raw(chunk_bytes):
                 yield chunk
         except httpx2.RequestError as exc:
             raise http.incomplete(exc, request) from exc
 
-    async def _answer(self, request: Request, accept: Accept, *, read: bool) -> httpx2.Response:
+    async def _answer(
+        self, request: Request, accept: Accept, *, read: bool, sending: Callable[[], None] | None = None
+    ) -> httpx2.Response:
         attempt = 0
         while True:
-            response, delay = await self._attempt(request, accept, attempt, read)
+            response, delay = await self._attempt(request, accept, attempt, read, sending)
             if response is not None:
                 return response
             log.debug("%s: attempt %d failed, trying again in %.2f s", request.what, attempt + 1, delay)
@@ -97,13 +107,13 @@ class AsyncConnection:
             attempt += 1
 
     async def _attempt(
-        self, request: Request, accept: Accept, attempt: int, read: bool
+        self, request: Request, accept: Accept, attempt: int, read: bool, sending: Callable[[], None] | None
     ) -> tuple[httpx2.Response | None, float]:
         """A wanted answer, or how long to wait before the next attempt; raises when there shall be none."""
         if self._client.is_closed:
             raise ClientClosed(f"{request.what}: this client is closed")
         try:
-            response = await self._open(request)
+            response = await self._open(request, sending)
             # A deletion whose first answer was lost finds nothing the second time.
             gone = attempt > 0 and request.method == "DELETE" and response.status_code == 404
             wanted = accept(response) or gone
@@ -140,9 +150,11 @@ class AsyncConnection:
         finally:
             await response.aclose()
 
-    async def _open(self, request: Request) -> httpx2.Response:
+    async def _open(self, request: Request, sending: Callable[[], None] | None) -> httpx2.Response:
         token = await token_of(self._auth) if self._auth is not None else None
         options = http.request_options(request, connect_timeout_s=self._connect_timeout_s, token=token)
         if request.upload is not None:
             options["content"] = body_of(request.upload)
+        if sending is not None:
+            options["extensions"] = {"trace": traced(sending)}
         return await self._client.send(self._client.build_request(**options), stream=True)

@@ -11,8 +11,8 @@ from typing import Any, Self
 import httpx2
 
 from agentcube.errors import AgentCubeError
+from agentcube.sdk._async._calls import AsyncSandboxCalls
 from agentcube.sdk._async._connection import AsyncConnection, log
-from agentcube.sdk._async._sandbox import AsyncSandboxCalls
 from agentcube.sdk._core import requests, results
 from agentcube.sdk._core.auth import AuthProvider
 from agentcube.sdk._core.config import resolve
@@ -79,7 +79,7 @@ class AsyncCodeInterpreterClient:
         self.namespace = namespace
         self.ttl = ttl
         self.verbose = verbose
-        self.router_url = servers.router_url
+        self.router_url: str = servers.router_url
         self.session_id: str | None = session_id
         self._manager_url = servers.manager_url
         self._open_connection = AsyncConnection(
@@ -236,8 +236,8 @@ class AsyncCodeInterpreterClient:
             raise ClientClosed("there is no session yet: use `async with`, or `await …Client.create(…)`")
             # async]
             # sync: raise ClientClosed("this client was stopped: make a new one")
-        sandbox = requests.sandbox_of_interpreter(self.router_url, self.namespace, self.name, self.session_id)
-        return AsyncSandboxCalls(connection, sandbox)
+        place = requests.place_of_interpreter(self.router_url, self.namespace, self.name, self.session_id)
+        return AsyncSandboxCalls(connection, place)
 
     async def _close(self) -> None:
         connection, self._open_connection = self._open_connection, None

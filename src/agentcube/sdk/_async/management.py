@@ -100,12 +100,12 @@ class AsyncAgentCube:
         """Raises NotConfigured when no server is known."""
         self._connection: AsyncConnection | None = None
         servers = resolve(url=url, token=api_key, auth=auth)
-        self.url = servers.router_url
+        self.url: str = servers.router_url
         connection = AsyncConnection(servers, connect_timeout_s=connect_timeout, transport=transport)
         self._connection = connection
-        self.sessions = AsyncSessions(connection, servers)
-        self.templates = AsyncTemplates(connection, servers.manager_url)
-        self.pools = AsyncPools(connection, servers.manager_url)
+        self.sessions: AsyncSessions = AsyncSessions(connection, servers)
+        self.templates: AsyncTemplates = AsyncTemplates(connection, servers.manager_url)
+        self.pools: AsyncPools = AsyncPools(connection, servers.manager_url)
 
     async def close(self) -> None:
         """Close the connections. Idempotent; sessions live on."""

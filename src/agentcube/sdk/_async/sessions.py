@@ -6,10 +6,15 @@ import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
+from agentcube.errors import SessionFailed
+from agentcube.sdk._async._calls import AsyncSandboxCalls
 from agentcube.sdk._async._connection import AsyncConnection
-from agentcube.sdk._async._sandbox import AsyncSandboxCalls
-from agentcube.sdk._core import requests, results
+from agentcube.sdk._async._stream import AsyncEventStream
+from agentcube.sdk._async.ports import AsyncPorts
+from agentcube.sdk._async.sandbox import AsyncSandbox
+from agentcube.sdk._core import phases, requests, results
 from agentcube.sdk._core.config import Servers
+from agentcube.sdk._core.events import PhaseChanged
 from agentcube.sdk._core.localfile import open_local
 from agentcube.sdk._core.requests import Duration, seconds
 from agentcube.sdk._core.results import CommandResult, FileInfo, SessionInfo
@@ -25,6 +30,7 @@ class AsyncSessions:
 
     def __init__(self, connection: AsyncConnection, servers: Servers) -> None:
         self._connection = connection
+        self._servers = servers
         self._base = servers.manager_url
         self._router_url = servers.router_url
 
@@ -47,19 +53,55 @@ class AsyncSessions:
         Repeated safely: each call carries an Idempotency-Key of its own. Give one to make the call itself
         repeatable by the program, within 24 hours and with the same arguments.
         """
-        body = {
-            "kind": kind,
-            "namespace": namespace,
-            "name": name,
-            "ttl": seconds(ttl),
-            "idle_timeout": seconds(idle_timeout),
-            "suspend_after": seconds(suspend_after),
-            "env": dict(env) if env else None,
-            "metadata": dict(metadata) if metadata else None,
-            "resources": dict(resources) if resources else None,
-        }
+        body = requests.session_of(
+            kind,
+            name,
+            namespace=namespace,
+            ttl=ttl,
+            idle_timeout=idle_timeout,
+            suspend_after=suspend_after,
+            env=env,
+            metadata=metadata,
+            resources=resources,
+        )
         request = requests.create_session(self._base, body, idempotency_key=idempotency_key)
         return await self._one(request)
+
+    async def open(
+        self,
+        name: str = BUILT_IN_INTERPRETER,
+        *,
+        kind: str = "CodeInterpreter",
+        namespace: str = BUILT_IN_NAMESPACE,
+        ttl: Duration | None = None,
+        idle_timeout: Duration | None = None,
+        suspend_after: Duration | None = None,
+        env: Mapping[str, str] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        resources: Mapping[str, Any] | None = None,
+        keep: bool = False,
+    ) -> AsyncSandbox:
+        """A new session, from the inside: use it as a block, which deletes it in the end, unless `keep`."""
+        made = await self.create(
+            kind,
+            name,
+            namespace=namespace,
+            ttl=ttl,
+            idle_timeout=idle_timeout,
+            suspend_after=suspend_after,
+            env=env,
+            metadata=metadata,
+            resources=resources,
+        )
+        box = AsyncSandbox.of(self._connection, self._servers, made.id, keep=keep)
+        if made.phase == "Failed":
+            await box.delete()
+            raise SessionFailed(f"session {made.id} failed: {made.reason}: {made.message}")
+        return box
+
+    def sandbox(self, session_id: str) -> AsyncSandbox:
+        """A session that exists, from the inside. Nothing is asked before it is used; closing it leaves the session."""
+        return AsyncSandbox.of(self._connection, self._servers, session_id)
 
     async def get(self, session_id: str) -> SessionInfo:
         """One session. Raises SessionNotFound."""
@@ -110,6 +152,35 @@ class AsyncSessions:
         if suspend_after == "never":
             given["suspend_after"] = None
         return await self._one(requests.update_session(self._base, session_id, given))
+
+    async def suspend(self, session_id: str) -> SessionInfo:
+        """Put a session to sleep: its processes stand still, with their state, until a request or `resume` wakes it.
+
+        Idempotent. Raises SessionBusy while requests of it are under way, SuspendUnsupported where the server's
+        machine cannot suspend, SuspendFailed.
+        """
+        return await self._one(phases.suspend_session(self._base, session_id))
+
+    async def resume(self, session_id: str) -> SessionInfo:
+        """Wake a session, as any request does by itself. Idempotent.
+
+        Raises WakeFailed: then it sleeps on, and nothing of it is lost.
+        """
+        return await self._one(phases.resume_session(self._base, session_id))
+
+    def events(self, session_id: str, *, after: int | None = None) -> AsyncEventStream[PhaseChanged]:
+        """Every phase that a session comes to, as it happens, until it is Deleted.
+
+        Begins with the present one, or behind change number `after` (0: everything that is on record). A
+        connection that is lost is made again. Watching keeps no session awake. Raises SessionNotFound, also
+        when the session ended while the connection was lost.
+        """
+        track = phases.PhaseTrack(self._base, session_id, after=after)
+        return AsyncEventStream(self._connection, track)
+
+    def ports(self, session_id: str) -> AsyncPorts:
+        """Ports of a session: exposed, and shared by link. Nothing is asked before it is used."""
+        return AsyncPorts(self._connection, self._servers, session_id)
 
     async def delete(self, session_id: str, *, missing_ok: bool = False) -> None:
         """Delete a session. Raises SessionNotFound, unless `missing_ok`."""
@@ -175,8 +246,8 @@ class AsyncSessions:
         return await self._in(session_id).list_infos(path)
 
     def _in(self, session_id: str) -> AsyncSandboxCalls:
-        sandbox = requests.sandbox_of_session(self._router_url, session_id)
-        return AsyncSandboxCalls(self._connection, sandbox)
+        place = requests.place_of_session(self._router_url, session_id)
+        return AsyncSandboxCalls(self._connection, place)
 
     async def _one(self, request: requests.Request) -> SessionInfo:
         response = await self._connection.send(request)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agentcube.errors import (
     BY_CODE,
@@ -24,6 +24,9 @@ from agentcube.errors import (
     Unavailable,
 )
 from agentcube.wire.names import REQUEST_ID_HEADER
+
+if TYPE_CHECKING:
+    from agentcube.sdk._core.execution import Execution
 
 _TEXT_MAX = 300  # of a body that is no problem document: enough to recognise a proxy's page by
 
@@ -77,18 +80,47 @@ class ClientClosed(AgentCubeError, RuntimeError):
 
 
 class CommandExecutionError(AgentCubeError):
-    """A command ended with an exit code other than 0."""
+    """A command ended with an exit code other than 0; 124 with `timed_out`: it was killed when its time was over."""
 
     code, status, title = "command_failed", 500, "Command failed"
 
-    def __init__(self, exit_code: int, stderr: str, command: str | Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        exit_code: int,
+        stderr: str,
+        command: str | Sequence[str] | None = None,
+        timed_out: bool = False,
+    ) -> None:
         self.exit_code = exit_code
         self.stderr = stderr
         self.command = command
-        super().__init__(f"Command failed (exit {exit_code}): {stderr}")
+        self.timed_out = timed_out
+        how = f"exit {exit_code}, timed out" if timed_out else f"exit {exit_code}"
+        super().__init__(f"Command failed ({how}): {stderr}")
 
     def __reduce__(self) -> tuple[type[CommandExecutionError], tuple[Any, ...]]:
-        return type(self), (self.exit_code, self.stderr, self.command)
+        return type(self), (self.exit_code, self.stderr, self.command, self.timed_out)
+
+
+class CellFailed(AgentCubeError):
+    """A cell did not run to its end: `execution` has the exception, the output, and what else came of it."""
+
+    code, status, title = "cell_failed", 500, "Cell failed"
+
+    def __init__(self, execution: Execution) -> None:
+        self.execution = execution
+        error = execution.error
+        why = f"{error.name}: {error.value}" if error is not None else execution.reason
+        super().__init__(f"The cell ended as {execution.status}" + (f": {why}" if why else ""))
+
+    def __reduce__(self) -> tuple[type[CellFailed], tuple[Any, ...]]:
+        return type(self), (self.execution,)
+
+
+class StreamReplaced(Conflict):
+    """Another reader took over this stream of events; what it reads, this one does not."""
+
+    code, title = "stream_replaced", "Another reader took over"
 
 
 _BY_STATUS: dict[int, type[AgentCubeError]] = {
@@ -106,7 +138,8 @@ _BY_STATUS: dict[int, type[AgentCubeError]] = {
 }
 
 _KEY_REMEDY = (
-    "set AGENTCUBE_API_KEY, or pass api_key or auth_token (`agentcube up` keeps its key in D/api-key)"
+    "set AGENTCUBE_API_KEY, or pass api_key or auth_token "
+    "(`agentcube up` keeps its key in the file api-key of its data directory)"
 )
 
 

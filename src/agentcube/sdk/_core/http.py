@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import ssl
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import httpx2
 
@@ -22,8 +23,9 @@ from agentcube.sdk._core.errors import (
 from agentcube.sdk._core.requests import Request
 
 POOL_TIMEOUT_S = 30.0
-CONNECTIONS_MAX = 100
+CONNECTIONS_MAX = 400  # every process, cell and watch that is followed holds one; a sandbox takes 512
 KEEPALIVE_S = 15.0
+SENDING = "send_request_headers.started"  # how the HTTP client's trace calls the moment before the first byte
 USER_AGENT = "agentcube-python"
 
 
@@ -41,15 +43,22 @@ def client_options(urls: set[str], *, connect_timeout_s: float, injected: bool) 
         "follow_redirects": False,
     }
     if not injected:
-        if all(urlsplit(url).scheme == "http" for url in urls):
+        plain = all(urlsplit(url).scheme == "http" for url in urls)
+        if plain:
             options["verify"] = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         if all(is_loopback(url) for url in urls):
             options["trust_env"] = False
+            if not plain:  # SSL_CERT_FILE counts all the same: certificates of loopback are one's own
+                options["verify"] = ssl.create_default_context()
     return options
 
 
 def request_options(request: Request, *, connect_timeout_s: float, token: str | None) -> dict[str, Any]:
-    """Arguments of `build_request`; the body of an upload is left to the caller."""
+    """Arguments of `build_request`; the body of an upload is left to the caller.
+
+    Names of files that are no UTF-8 are text with lone surrogates, as Python has them: JSON escapes those, and in a URL
+    they are the bytes.
+    """
     headers = dict(request.headers)
     if token:
         headers["authorization"] = f"Bearer {token}"
@@ -60,13 +69,17 @@ def request_options(request: Request, *, connect_timeout_s: float, token: str | 
         "timeout": httpx2.Timeout(request.timeout_s, connect=connect_timeout_s, pool=POOL_TIMEOUT_S),
     }
     if request.params:
-        options["params"] = dict(request.params)
+        query = urlencode(request.params, quote_via=quote, errors="surrogateescape")
+        options["url"] = f"{request.url}?{query}"
     if request.upload is not None:
         headers["content-type"] = request.upload.content_type
         if request.upload.content_length is not None:
             headers["content-length"] = str(request.upload.content_length)
+    elif request.content is not None:
+        options["content"] = request.content
     elif request.json is not None:
-        options["json"] = request.json
+        headers["content-type"] = "application/json"
+        options["content"] = json.dumps(request.json, separators=(",", ":"), allow_nan=False).encode("ascii")
     return options
 
 

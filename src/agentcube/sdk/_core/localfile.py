@@ -15,6 +15,11 @@ def open_local(path: str | os.PathLike[str]) -> BinaryIO:
     return Path(path).open("rb")
 
 
+def is_directory(path: str | os.PathLike[str]) -> bool:
+    """Whether there is a directory at a local path."""
+    return Path(path).is_dir()
+
+
 class PartFile:
     """Collects a file beside its destination and renames it there when the block ends well.
 
@@ -43,9 +48,9 @@ class PartFile:
             part.chmod(stat.S_IMODE(mode))
         return self
 
-    def write(self, chunk: bytes) -> None:
+    def write(self, chunk: bytes) -> int:
         """Append a chunk."""
-        self._file.write(chunk)
+        return self._file.write(chunk)
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None

@@ -5,18 +5,15 @@ Everything that names something in a path is quoted here, so that no name can re
 
 from __future__ import annotations
 
-import base64
-import posixpath
-import shlex
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any, BinaryIO
+from typing import Any, Self
 from urllib.parse import quote
 
 from agentcube.sdk._core.errors import InvalidArgument
-from agentcube.sdk._core.multipart import Upload
+from agentcube.sdk._core.sources import Source
 from agentcube.wire.names import BUILT_IN_NAMESPACE, IDEMPOTENCY_HEADER, KINDS, PLURALS, SESSION_HEADER
 
 CREATE_TIMEOUT_S = 120.0  # a cold start may unpack an image; the server has a deadline of its own below this
@@ -33,7 +30,10 @@ Duration = float | str | timedelta
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One call. `repeatable`: sending it twice does the same as once. `timeout_s` is the longest silence."""
+    """One call. `repeatable`: sending it twice does the same as once. `timeout_s` is the longest silence.
+
+    The body is one of `json`, `content` (bytes) and `upload` (streamed).
+    """
 
     method: str
     url: str
@@ -41,7 +41,8 @@ class Request:
     params: Mapping[str, QueryValue] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     json: Any = None
-    upload: Upload | None = None
+    content: bytes | None = None
+    upload: Source | None = None
     timeout_s: float = CALL_TIMEOUT_S
     repeatable: bool = False
 
@@ -50,9 +51,13 @@ class Request:
         """Whether the body is still there after an attempt."""
         return self.upload is None or self.upload.seekable
 
+    def waiting(self, timeout_s: float) -> Self:
+        """The same with another longest silence."""
+        return replace(self, timeout_s=timeout_s)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sandbox:
+class Place:
     """How to call PicoD in one session: the URL before `/execute`, and the headers that name the session."""
 
     prefix: str
@@ -79,16 +84,16 @@ def plural_of(kind: str) -> str:
     return plural
 
 
-def sandbox_of_session(router_url: str, session_id: str) -> Sandbox:
-    """The sandbox of any session, by the session's id."""
+def place_of_session(router_url: str, session_id: str) -> Place:
+    """The place of any session, by the session's id."""
     prefix = f"{router_url}/v1/sessions/{segment(session_id, 'session id')}"
-    return Sandbox(prefix=prefix, session_id=session_id)
+    return Place(prefix=prefix, session_id=session_id)
 
 
-def sandbox_of_interpreter(router_url: str, namespace: str, name: str, session_id: str) -> Sandbox:
-    """The sandbox of a CodeInterpreter session, by the route that the Go system has."""
+def place_of_interpreter(router_url: str, namespace: str, name: str, session_id: str) -> Place:
+    """The place of a CodeInterpreter session, by the route that the Go system has."""
     base = invocations(router_url, "CodeInterpreter", namespace, name)
-    return Sandbox(prefix=f"{base}api", session_id=session_id, headers={SESSION_HEADER: session_id})
+    return Place(prefix=f"{base}api", session_id=session_id, headers={SESSION_HEADER: session_id})
 
 
 def invocations(router_url: str, kind: str, namespace: str, name: str) -> str:
@@ -147,130 +152,33 @@ def invoke(base: str, session_id: str, payload: Any, *, path: str, what: str, ti
     )
 
 
-# --- inside a sandbox -------------------------------------------------------------------------------------
-
-
-def argv_of(command: str | Sequence[str]) -> list[str]:
-    """The arguments of a command; a string is split as a POSIX shell would split it, and not expanded."""
-    try:
-        argv = shlex.split(command) if isinstance(command, str) else [str(word) for word in command]
-    except ValueError as exc:
-        raise InvalidArgument(f"command {command!r}: {exc}") from None
-    if not argv:
-        raise InvalidArgument("the command is empty")
-    return argv
-
-
-def execute(
-    sandbox: Sandbox,
-    command: str | Sequence[str],
-    *,
-    timeout_s: float | None = None,
-    stdin: bytes | str | None = None,
-    env: Mapping[str, str] | None = None,
-    working_dir: str | None = None,
-    exact: bool = False,
-) -> Request:
-    """Execution of a command. `exact`: ask for the output's bytes instead of text."""
-    limit = EXECUTE_TIMEOUT_S if timeout_s is None else timeout_s
-    if not 0 < limit < 1e9:
-        raise InvalidArgument(f"timeout must be a positive number of seconds, not {timeout_s!r}")
-    argv = argv_of(command)
-    body: dict[str, Any] = {"command": argv, "timeout": duration(limit)}
-    if isinstance(stdin, str):
-        body["stdin"] = stdin
-    elif stdin is not None:
-        body["stdin_base64"] = base64.b64encode(stdin).decode("ascii")
-    if env:
-        body["env"] = dict(env)
-    if working_dir:
-        body["working_dir"] = working_dir
-    if exact:
-        body["encoding"] = "base64"
-    return Request(
-        method="POST",
-        url=f"{sandbox.prefix}/execute",
-        what=f"execute {argv[0]} in session {sandbox.session_id}",
-        json=body,
-        headers=sandbox.headers,
-        timeout_s=limit + EXECUTE_GRACE_S,
-    )
-
-
-def write_file(sandbox: Sandbox, path: str, content: bytes, *, mode: str = "0644") -> Request:
-    """Writing of a whole file from memory. Repeatable: it ends with the same content."""
-    return Request(
-        method="POST",
-        url=f"{sandbox.prefix}/files",
-        what=f"write {_named(path)} in session {sandbox.session_id}",
-        json={"path": path, "content": base64.b64encode(content).decode("ascii"), "mode": mode},
-        headers=sandbox.headers,
-        timeout_s=EXECUTE_TIMEOUT_S,
-        repeatable=True,
-    )
-
-
-def upload_file(sandbox: Sandbox, file: BinaryIO, path: str, *, mode: str = "0644") -> Request:
-    """Streaming of an open file into the workspace. Repeatable where the file can be rewound."""
-    upload = Upload(file, {"path": _named(path), "mode": mode})
-    return Request(
-        method="POST",
-        url=f"{sandbox.prefix}/files",
-        what=f"upload {path} to session {sandbox.session_id}",
-        upload=upload,
-        headers=sandbox.headers,
-        timeout_s=EXECUTE_TIMEOUT_S,
-        repeatable=upload.seekable,
-    )
-
-
-def download_file(sandbox: Sandbox, path: str) -> Request:
-    """Reading of a file. The bytes are wanted as they are: no content coding."""
-    inside = posixpath.normpath("/" + _named(path)).lstrip("/")
-    if not inside:
-        raise InvalidArgument(f"{path!r} is the workspace itself, not a file")
-    return Request(
-        method="GET",
-        url=f"{sandbox.prefix}/files/{quote(inside, safe='/')}",
-        what=f"download {path} from session {sandbox.session_id}",
-        headers={**sandbox.headers, "accept-encoding": "identity"},
-        timeout_s=EXECUTE_TIMEOUT_S,
-        repeatable=True,
-    )
-
-
-def list_files(sandbox: Sandbox, path: str) -> Request:
-    """Listing of a directory."""
-    return Request(
-        method="GET",
-        url=f"{sandbox.prefix}/files",
-        what=f"list {_named(path)} in session {sandbox.session_id}",
-        params={"path": path},
-        headers=sandbox.headers,
-        repeatable=True,
-    )
-
-
-def read_logs(sandbox: Sandbox, *, stream: str = "both", tail_bytes: int | None = None) -> Request:
-    """What the session's own command wrote and PicoD still holds."""
-    if stream not in ("stdout", "stderr", "both"):
-        raise InvalidArgument(f"stream is stdout, stderr or both, not {stream!r}")
-    params: dict[str, QueryValue] = {"stream": stream}
-    if tail_bytes is not None:
-        if tail_bytes < 0:
-            raise InvalidArgument(f"tail_bytes must not be negative: {tail_bytes}")
-        params["tail_bytes"] = tail_bytes
-    return Request(
-        method="GET",
-        url=f"{sandbox.prefix}/logs",
-        what=f"read the logs of session {sandbox.session_id}",
-        params=params,
-        headers={**sandbox.headers, "accept-encoding": "identity"},
-        repeatable=True,
-    )
-
-
 # --- management -------------------------------------------------------------------------------------------
+
+
+def session_of(
+    kind: str,
+    name: str,
+    *,
+    namespace: str,
+    ttl: Duration | None = None,
+    idle_timeout: Duration | None = None,
+    suspend_after: Duration | None = None,
+    env: Mapping[str, str] | None = None,
+    metadata: Mapping[str, str] | None = None,
+    resources: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The body of a creation; what is left out the template says."""
+    return {
+        "kind": kind,
+        "namespace": namespace,
+        "name": name,
+        "ttl": seconds(ttl),
+        "idle_timeout": seconds(idle_timeout),
+        "suspend_after": seconds(suspend_after),
+        "env": dict(env) if env else None,
+        "metadata": dict(metadata) if metadata else None,
+        "resources": dict(resources) if resources else None,
+    }
 
 
 def create_session(base: str, body: Mapping[str, Any], *, idempotency_key: str | None = None) -> Request:
@@ -394,7 +302,8 @@ def _idempotency(key: str | None) -> dict[str, str]:
     return {IDEMPOTENCY_HEADER: key or uuid.uuid4().hex}
 
 
-def _named(path: str) -> str:
-    if not path or "\0" in path:
+def named(path: str) -> str:
+    """The path, when it can be one. Raises InvalidArgument."""
+    if not isinstance(path, str) or not path or "\0" in path:
         raise InvalidArgument(f"{path!r} is no path")
     return path

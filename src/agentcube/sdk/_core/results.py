@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
-import binascii
+import html
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Self
 
+from agentcube.sdk._core.display import ERROR_COLOUR, preformatted
 from agentcube.sdk._core.errors import CommandExecutionError, UnexpectedAnswer
 
 
@@ -17,8 +18,9 @@ from agentcube.sdk._core.errors import CommandExecutionError, UnexpectedAnswer
 class CommandResult:
     """A finished command. Output is kept as bytes; `stdout` and `stderr` read it as UTF-8.
 
-    Of each stream the server keeps a bounded amount (8 MiB); `*_truncated` says that there was more.
-    Exit code 124: the timeout struck and the whole process tree is dead; 127: no such program.
+    Of each stream a bounded amount is kept (16 MiB; by `sessions.exec` 8 MiB); `*_truncated` says that there was
+    more. Exit code 124: the timeout struck and the whole process tree is dead; 127: no such program; 128+n: ended
+    by signal n, which is in `signal`.
     """
 
     stdout_bytes: bytes
@@ -30,6 +32,8 @@ class CommandResult:
     stdout_truncated: bool = False
     stderr_truncated: bool = False
     command: tuple[str, ...] = ()
+    signal: str | None = None
+    timed_out: bool = False
 
     @property
     def stdout(self) -> str:
@@ -41,22 +45,62 @@ class CommandResult:
         """Standard error as text; bytes that are not UTF-8 are replaced."""
         return self.stderr_bytes.decode("utf-8", "replace")
 
+    def __str__(self) -> str:
+        parts = (self.stdout, self.stderr, self._how_it_ended())
+        return "\n".join(part.rstrip("\n") for part in parts if part)
+
+    def _repr_mimebundle_(
+        self, include: object = None, exclude: object = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """For Jupyter: what the command wrote, and how it ended when that was not well."""
+        parts = [preformatted(self.stdout)] if self.stdout else []
+        if self.stderr:
+            parts.append(preformatted(self.stderr, colour=ERROR_COLOUR))
+        if how := self._how_it_ended():
+            parts.append(f"<p><em>{html.escape(how)}</em></p>")
+        return {"text/plain": str(self), "text/html": "\n".join(parts)}, {}
+
+    def _how_it_ended(self) -> str:
+        if self.timed_out:
+            return "timed out (exit code 124)"
+        by = f" ({self.signal})" if self.signal else ""
+        return f"exit code {self.exit_code}{by}" if self.exit_code else ""
+
     def check(self) -> Self:
         """This result. Raises CommandExecutionError when the exit code is not 0."""
         if self.exit_code != 0:
-            raise CommandExecutionError(self.exit_code, self.stderr, list(self.command))
+            raise CommandExecutionError(self.exit_code, self.stderr, list(self.command), self.timed_out)
         return self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileInfo:
-    """One entry of a directory. `mode` is written as `ls -l` does; `size` is in bytes."""
+    """A file, directory or other entry. `path` is relative to the workspace, `size` in bytes.
+
+    `type` is "file", "directory", "symlink" (then `target` is where it leads), "fifo", "socket" or "device". `mode` is
+    written as `ls -l` does, `permissions` in octal ("0644").
+    """
 
     name: str
     size: int
     mode: str
     is_dir: bool
     modified: datetime | None = None
+    path: str = ""
+    type: str = ""
+    permissions: str = ""
+    uid: int | None = None
+    gid: int | None = None
+    target: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transfer:
+    """What was copied between this machine and a session; of directories, what could not go along is in `left_out`."""
+
+    files: int
+    size: int
+    left_out: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +119,9 @@ class Created:
 class SessionInfo:
     """A session as the server describes it. Durations in seconds; `isolation` is its sandbox's.
 
+    `sleep` is the tier in which it sleeps ("frozen"), empty while it is awake; `stays_awake` says why its
+    `suspend_after` has no effect.
+
     `raw` is the whole answer: sandbox facts, usage, endpoints, and whatever newer servers add.
     """
 
@@ -83,8 +130,11 @@ class SessionInfo:
     namespace: str
     name: str
     phase: str
+    phase_since: datetime | None = None
     reason: str = ""
     message: str = ""
+    sleep: str = ""
+    stays_awake: str = ""
     owner: str = ""
     created_at: datetime | None = None
     expires_at: datetime | None = None
@@ -143,10 +193,10 @@ def created(body: bytes, what: str) -> Created:
     entry_points = value.get("entryPoints")
     owner = value.get("ownerId")
     return Created(
-        session_id=_text(value, "sessionId", what),
-        kind=_text(value, "kind"),
-        sandbox_id=_text(value, "sandboxId"),
-        sandbox_name=_text(value, "sandboxName"),
+        session_id=text_of(value, "sessionId", what),
+        kind=text_of(value, "kind"),
+        sandbox_id=text_of(value, "sandboxId"),
+        sandbox_name=text_of(value, "sandboxName"),
         owner=owner if isinstance(owner, str) else None,
         entry_points=entry_points if isinstance(entry_points, list) else (),
     )
@@ -177,11 +227,12 @@ def command_result(body: bytes, what: str, command: Sequence[str]) -> CommandRes
         stderr_bytes=_stream(value, "stderr", what),
         exit_code=exit_code,
         duration_s=float(duration) if isinstance(duration, int | float) else 0.0,
-        started_at=_time(value.get("start_time")),
-        ended_at=_time(value.get("end_time")),
+        started_at=time_of(value.get("start_time")),
+        ended_at=time_of(value.get("end_time")),
         stdout_truncated=value.get("stdout_truncated") is True,
         stderr_truncated=value.get("stderr_truncated") is True,
         command=tuple(command),
+        signal=text_of(value, "signal") or None,
     )
 
 
@@ -197,13 +248,21 @@ def file_infos(body: bytes, what: str) -> list[FileInfo]:
 
 
 def file_info(value: Mapping[str, Any]) -> FileInfo:
-    """One entry; the answer to a write has a `path` where a listing has a `name`."""
+    """One entry; the answer to a write may have a `path` where a listing has a `name`."""
+    is_dir = value.get("is_dir") is True
+    uid, gid = value.get("uid"), value.get("gid")
     return FileInfo(
-        name=_text(value, "name") or _text(value, "path"),
-        size=_count(value, "size"),
-        mode=_text(value, "mode"),
-        is_dir=value.get("is_dir") is True,
-        modified=_time(value.get("modified")),
+        name=text_of(value, "name") or text_of(value, "path"),
+        path=text_of(value, "path") or text_of(value, "name"),
+        type=text_of(value, "type") or ("directory" if is_dir else "file"),
+        permissions=text_of(value, "permissions"),
+        uid=uid if isinstance(uid, int) else None,
+        gid=gid if isinstance(gid, int) else None,
+        target=text_of(value, "target") or None,
+        size=count_of(value, "size"),
+        mode=text_of(value, "mode"),
+        is_dir=is_dir,
+        modified=time_of(value.get("modified")),
     )
 
 
@@ -211,23 +270,26 @@ def session_info(value: Mapping[str, Any], what: str) -> SessionInfo:
     """One session."""
     metadata, sandbox = value.get("metadata"), value.get("sandbox")
     return SessionInfo(
-        id=_text(value, "id", what),
-        kind=_text(value, "kind"),
-        namespace=_text(value, "namespace"),
-        name=_text(value, "name"),
-        phase=_text(value, "phase", what),
-        reason=_text(value, "reason"),
-        message=_text(value, "message"),
-        owner=_text(value, "owner"),
-        created_at=_time(value.get("created_at")),
-        expires_at=_time(value.get("expires_at")),
-        last_activity_at=_time(value.get("last_activity_at")),
-        ttl_s=_number(value, "ttl"),
-        idle_timeout_s=_number(value, "idle_timeout"),
-        suspend_after_s=_number(value, "suspend_after"),
+        id=text_of(value, "id", what),
+        kind=text_of(value, "kind"),
+        namespace=text_of(value, "namespace"),
+        name=text_of(value, "name"),
+        phase=text_of(value, "phase", what),
+        phase_since=time_of(value.get("phase_since")),
+        sleep=text_of(value, "sleep"),
+        stays_awake=text_of(value, "stays_awake"),
+        reason=text_of(value, "reason"),
+        message=text_of(value, "message"),
+        owner=text_of(value, "owner"),
+        created_at=time_of(value.get("created_at")),
+        expires_at=time_of(value.get("expires_at")),
+        last_activity_at=time_of(value.get("last_activity_at")),
+        ttl_s=number_of(value, "ttl"),
+        idle_timeout_s=number_of(value, "idle_timeout"),
+        suspend_after_s=number_of(value, "suspend_after"),
         from_pool=value.get("from_pool") is True,
         state_lost=value.get("state_lost") is True,
-        isolation=_text(sandbox, "isolation") if isinstance(sandbox, dict) else "",
+        isolation=text_of(sandbox, "isolation") if isinstance(sandbox, dict) else "",
         metadata=metadata if isinstance(metadata, dict) else {},
         raw=value,
     )
@@ -241,9 +303,9 @@ def template_info(
     if not isinstance(meta, dict):
         raise UnexpectedAnswer(f"{what}: the manifest has no metadata")
     return TemplateInfo(
-        kind=_text(value, "kind", what),
-        namespace=_text(meta, "namespace") or namespace,
-        name=_text(meta, "name", what),
+        kind=text_of(value, "kind", what),
+        namespace=text_of(meta, "namespace") or namespace,
+        name=text_of(meta, "name", what),
         manifest=value,
         created=created,
     )
@@ -252,15 +314,15 @@ def template_info(
 def pool_info(value: Mapping[str, Any]) -> PoolInfo:
     """One pool."""
     return PoolInfo(
-        kind=_text(value, "kind"),
-        namespace=_text(value, "namespace"),
-        name=_text(value, "name"),
-        target=_count(value, "target"),
-        ready=_count(value, "ready"),
-        starting=_count(value, "starting"),
-        claims=_count(value, "claims"),
-        misses=_count(value, "misses"),
-        last_error=_text(value, "last_error"),
+        kind=text_of(value, "kind"),
+        namespace=text_of(value, "namespace"),
+        name=text_of(value, "name"),
+        target=count_of(value, "target"),
+        ready=count_of(value, "ready"),
+        starting=count_of(value, "starting"),
+        claims=count_of(value, "claims"),
+        misses=count_of(value, "misses"),
+        last_error=text_of(value, "last_error"),
         raw=value,
     )
 
@@ -279,13 +341,13 @@ def _stream(value: Mapping[str, Any], name: str, what: str) -> bytes:
     if isinstance(encoded, str):
         try:
             return base64.b64decode(encoded, validate=True)
-        except binascii.Error:
+        except ValueError:  # binascii.Error, or not ASCII
             raise UnexpectedAnswer(f"{what}: {name}_base64 is no base64") from None
     text = value.get(name)
     return text.encode("utf-8", "surrogatepass") if isinstance(text, str) else b""
 
 
-def _text(value: Mapping[str, Any], name: str, what: str = "") -> str:
+def text_of(value: Mapping[str, Any], name: str, what: str = "") -> str:
     """The text of a field. With `what`, the field is required and must not be empty."""
     text = value.get(name)
     if isinstance(text, str) and text:
@@ -295,17 +357,17 @@ def _text(value: Mapping[str, Any], name: str, what: str = "") -> str:
     return ""
 
 
-def _count(value: Mapping[str, Any], name: str) -> int:
+def count_of(value: Mapping[str, Any], name: str) -> int:
     number = value.get(name)
     return number if isinstance(number, int) else 0
 
 
-def _number(value: Mapping[str, Any], name: str) -> float | None:
+def number_of(value: Mapping[str, Any], name: str) -> float | None:
     number = value.get(name)
     return float(number) if isinstance(number, int | float) else None
 
 
-def _time(value: object) -> datetime | None:
+def time_of(value: object) -> datetime | None:
     """A time of RFC 3339; Go writes nanoseconds, of which datetime keeps the microseconds."""
     if not isinstance(value, str):
         return None

@@ -65,6 +65,35 @@ class Policy:
         return asked if asked <= self.retry_after_max_s else None
 
 
+class Patience:
+    """How long, and how densely, a stream that was lost is asked for again. Times are those of a monotonic clock.
+
+    It lasts `grace_s` from the loss to the next new event; where the server keeps things for us, as long as it does.
+    """
+
+    def __init__(self, grace_s: float) -> None:
+        self._grace_s = grace_s
+        self._policy = Policy(base_s=0.05, max_s=1.0)
+        self._lost_at: float | None = None
+        self._attempt = 0
+
+    def renew(self) -> None:
+        """Something new came."""
+        self._lost_at = None
+        self._attempt = 0
+
+    def delay(self, now: float) -> float | None:
+        """The wait before asking again, none for the first time after something new; None: patience is over."""
+        if self._lost_at is None:
+            self._lost_at = now
+            return 0.0
+        left = self._lost_at + self._grace_s - now
+        if left <= 0:
+            return None
+        self._attempt += 1
+        return min(left, self._policy.backoff(min(self._attempt, 10)))
+
+
 def _retry_after_s(value: str) -> float | None:
     """Seconds meant by a Retry-After (RFC 9110 §10.2.3: seconds or a date); None if it means nothing."""
     text = value.strip()

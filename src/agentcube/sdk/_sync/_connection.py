@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 
 import httpx2
@@ -14,7 +14,7 @@ from agentcube.sdk._core.config import Servers
 from agentcube.sdk._core.errors import ClientClosed
 from agentcube.sdk._core.requests import CHUNK_BYTES, Request
 from agentcube.sdk._core.retry import Policy
-from agentcube.sdk._sync._primitives import body_of, sleep, token_of
+from agentcube.sdk._sync._primitives import body_of, sleep, token_of, traced
 
 log = logging.getLogger("agentcube.sdk")
 
@@ -54,18 +54,23 @@ class Connection:
         """Close all connections. Idempotent."""
         self._client.close()
 
-    def send(self, request: Request, *, accept: Accept = _is_success) -> httpx2.Response:
+    def send(
+        self, request: Request, *, accept: Accept = _is_success, sending: Callable[[], None] | None = None
+    ) -> httpx2.Response:
         """The answer to a request, its body read.
 
         `accept` says which answers are wanted; by default those with a 2xx status. Raises an AgentCubeError
-        for all others and for every failure, after as many retries as are safe.
+        for all others and for every failure, after as many retries as are safe. `sending` is called when a
+        connection is there and the request is about to go out on it.
         """
-        return self._answer(request, accept, read=True)
+        return self._answer(request, accept, read=True, sending=sending)
 
     @contextmanager
-    def stream(self, request: Request, *, accept: Accept = _is_success) -> Iterator[httpx2.Response]:
+    def stream(
+        self, request: Request, *, accept: Accept = _is_success, sending: Callable[[], None] | None = None
+    ) -> Iterator[httpx2.Response]:
         """The answer to a request with its body unread, as `send` otherwise. The body may be read in the block."""
-        response = self._answer(request, accept, read=False)
+        response = self._answer(request, accept, read=False, sending=sending)
         try:
             yield response
         finally:
@@ -76,17 +81,24 @@ class Connection:
         with self.stream(request) as response:
             yield from self.body(response, request)
 
-    def body(self, response: httpx2.Response, request: Request) -> Iterator[bytes]:
-        """The body of a streamed answer, undecoded. Raises TransferIncomplete when it breaks off."""
+    def body(
+        self, response: httpx2.Response, request: Request, *, chunk_bytes: int | None = CHUNK_BYTES
+    ) -> Generator[bytes, None]:
+        """The body of a streamed answer, undecoded. Raises TransferIncomplete when it breaks off.
+
+        `chunk_bytes` None gives pieces as they come, instead of collecting them.
+        """
         try:
-            yield from response.iter_raw(CHUNK_BYTES)
+            yield from response.iter_raw(chunk_bytes)
         except httpx2.RequestError as exc:
             raise http.incomplete(exc, request) from exc
 
-    def _answer(self, request: Request, accept: Accept, *, read: bool) -> httpx2.Response:
+    def _answer(
+        self, request: Request, accept: Accept, *, read: bool, sending: Callable[[], None] | None = None
+    ) -> httpx2.Response:
         attempt = 0
         while True:
-            response, delay = self._attempt(request, accept, attempt, read)
+            response, delay = self._attempt(request, accept, attempt, read, sending)
             if response is not None:
                 return response
             log.debug("%s: attempt %d failed, trying again in %.2f s", request.what, attempt + 1, delay)
@@ -94,13 +106,13 @@ class Connection:
             attempt += 1
 
     def _attempt(
-        self, request: Request, accept: Accept, attempt: int, read: bool
+        self, request: Request, accept: Accept, attempt: int, read: bool, sending: Callable[[], None] | None
     ) -> tuple[httpx2.Response | None, float]:
         """A wanted answer, or how long to wait before the next attempt; raises when there shall be none."""
         if self._client.is_closed:
             raise ClientClosed(f"{request.what}: this client is closed")
         try:
-            response = self._open(request)
+            response = self._open(request, sending)
             # A deletion whose first answer was lost finds nothing the second time.
             gone = attempt > 0 and request.method == "DELETE" and response.status_code == 404
             wanted = accept(response) or gone
@@ -137,9 +149,11 @@ class Connection:
         finally:
             response.close()
 
-    def _open(self, request: Request) -> httpx2.Response:
+    def _open(self, request: Request, sending: Callable[[], None] | None) -> httpx2.Response:
         token = token_of(self._auth) if self._auth is not None else None
         options = http.request_options(request, connect_timeout_s=self._connect_timeout_s, token=token)
         if request.upload is not None:
             options["content"] = body_of(request.upload)
+        if sending is not None:
+            options["extensions"] = {"trace": traced(sending)}
         return self._client.send(self._client.build_request(**options), stream=True)

@@ -57,7 +57,7 @@ class AgentRuntimeClient:
         self.namespace = namespace
         self.timeout = timeout
         self.connect_timeout = connect_timeout
-        self.router_url = servers.router_url
+        self.router_url: str = servers.router_url
         self.session_id: str | None = session_id
         self._manager_url = servers.manager_url
         self._base = requests.invocations(self.router_url, KIND, namespace, agent_name)

@@ -19,8 +19,8 @@ from agentcube.sdk._core.errors import ClientClosed, CommandExecutionError
 from agentcube.sdk._core.localfile import open_local
 from agentcube.sdk._core.log import be_verbose
 from agentcube.sdk._core.scripts import script
+from agentcube.sdk._sync._calls import SandboxCalls
 from agentcube.sdk._sync._connection import Connection, log
-from agentcube.sdk._sync._sandbox import SandboxCalls
 
 KIND = "CodeInterpreter"
 
@@ -68,7 +68,7 @@ class CodeInterpreterClient:
         self.namespace = namespace
         self.ttl = ttl
         self.verbose = verbose
-        self.router_url = servers.router_url
+        self.router_url: str = servers.router_url
         self.session_id: str | None = session_id
         self._manager_url = servers.manager_url
         self._open_connection = Connection(servers, connect_timeout_s=connect_timeout, transport=transport)
@@ -181,8 +181,8 @@ class CodeInterpreterClient:
         connection = self._connection
         if self.session_id is None:
             raise ClientClosed("this client was stopped: make a new one")
-        sandbox = requests.sandbox_of_interpreter(self.router_url, self.namespace, self.name, self.session_id)
-        return SandboxCalls(connection, sandbox)
+        place = requests.place_of_interpreter(self.router_url, self.namespace, self.name, self.session_id)
+        return SandboxCalls(connection, place)
 
     def _close(self) -> None:
         connection, self._open_connection = self._open_connection, None

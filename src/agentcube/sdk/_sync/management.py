@@ -101,12 +101,12 @@ class AgentCube:
         """Raises NotConfigured when no server is known."""
         self._connection: Connection | None = None
         servers = resolve(url=url, token=api_key, auth=auth)
-        self.url = servers.router_url
+        self.url: str = servers.router_url
         connection = Connection(servers, connect_timeout_s=connect_timeout, transport=transport)
         self._connection = connection
-        self.sessions = Sessions(connection, servers)
-        self.templates = Templates(connection, servers.manager_url)
-        self.pools = Pools(connection, servers.manager_url)
+        self.sessions: Sessions = Sessions(connection, servers)
+        self.templates: Templates = Templates(connection, servers.manager_url)
+        self.pools: Pools = Pools(connection, servers.manager_url)
 
     def close(self) -> None:
         """Close the connections. Idempotent; sessions live on."""

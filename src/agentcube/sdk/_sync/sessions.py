@@ -7,13 +7,18 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
-from agentcube.sdk._core import requests, results
+from agentcube.errors import SessionFailed
+from agentcube.sdk._core import phases, requests, results
 from agentcube.sdk._core.config import Servers
+from agentcube.sdk._core.events import PhaseChanged
 from agentcube.sdk._core.localfile import open_local
 from agentcube.sdk._core.requests import Duration, seconds
 from agentcube.sdk._core.results import CommandResult, FileInfo, SessionInfo
+from agentcube.sdk._sync._calls import SandboxCalls
 from agentcube.sdk._sync._connection import Connection
-from agentcube.sdk._sync._sandbox import SandboxCalls
+from agentcube.sdk._sync._stream import EventStream
+from agentcube.sdk._sync.ports import Ports
+from agentcube.sdk._sync.sandbox import Sandbox
 from agentcube.wire.names import BUILT_IN_INTERPRETER, BUILT_IN_NAMESPACE
 
 
@@ -26,6 +31,7 @@ class Sessions:
 
     def __init__(self, connection: Connection, servers: Servers) -> None:
         self._connection = connection
+        self._servers = servers
         self._base = servers.manager_url
         self._router_url = servers.router_url
 
@@ -48,19 +54,55 @@ class Sessions:
         Repeated safely: each call carries an Idempotency-Key of its own. Give one to make the call itself
         repeatable by the program, within 24 hours and with the same arguments.
         """
-        body = {
-            "kind": kind,
-            "namespace": namespace,
-            "name": name,
-            "ttl": seconds(ttl),
-            "idle_timeout": seconds(idle_timeout),
-            "suspend_after": seconds(suspend_after),
-            "env": dict(env) if env else None,
-            "metadata": dict(metadata) if metadata else None,
-            "resources": dict(resources) if resources else None,
-        }
+        body = requests.session_of(
+            kind,
+            name,
+            namespace=namespace,
+            ttl=ttl,
+            idle_timeout=idle_timeout,
+            suspend_after=suspend_after,
+            env=env,
+            metadata=metadata,
+            resources=resources,
+        )
         request = requests.create_session(self._base, body, idempotency_key=idempotency_key)
         return self._one(request)
+
+    def open(
+        self,
+        name: str = BUILT_IN_INTERPRETER,
+        *,
+        kind: str = "CodeInterpreter",
+        namespace: str = BUILT_IN_NAMESPACE,
+        ttl: Duration | None = None,
+        idle_timeout: Duration | None = None,
+        suspend_after: Duration | None = None,
+        env: Mapping[str, str] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        resources: Mapping[str, Any] | None = None,
+        keep: bool = False,
+    ) -> Sandbox:
+        """A new session, from the inside: use it as a block, which deletes it in the end, unless `keep`."""
+        made = self.create(
+            kind,
+            name,
+            namespace=namespace,
+            ttl=ttl,
+            idle_timeout=idle_timeout,
+            suspend_after=suspend_after,
+            env=env,
+            metadata=metadata,
+            resources=resources,
+        )
+        box = Sandbox.of(self._connection, self._servers, made.id, keep=keep)
+        if made.phase == "Failed":
+            box.delete()
+            raise SessionFailed(f"session {made.id} failed: {made.reason}: {made.message}")
+        return box
+
+    def sandbox(self, session_id: str) -> Sandbox:
+        """A session that exists, from the inside. Nothing is asked before it is used; closing it leaves the session."""
+        return Sandbox.of(self._connection, self._servers, session_id)
 
     def get(self, session_id: str) -> SessionInfo:
         """One session. Raises SessionNotFound."""
@@ -111,6 +153,35 @@ class Sessions:
         if suspend_after == "never":
             given["suspend_after"] = None
         return self._one(requests.update_session(self._base, session_id, given))
+
+    def suspend(self, session_id: str) -> SessionInfo:
+        """Put a session to sleep: its processes stand still, with their state, until a request or `resume` wakes it.
+
+        Idempotent. Raises SessionBusy while requests of it are under way, SuspendUnsupported where the server's
+        machine cannot suspend, SuspendFailed.
+        """
+        return self._one(phases.suspend_session(self._base, session_id))
+
+    def resume(self, session_id: str) -> SessionInfo:
+        """Wake a session, as any request does by itself. Idempotent.
+
+        Raises WakeFailed: then it sleeps on, and nothing of it is lost.
+        """
+        return self._one(phases.resume_session(self._base, session_id))
+
+    def events(self, session_id: str, *, after: int | None = None) -> EventStream[PhaseChanged]:
+        """Every phase that a session comes to, as it happens, until it is Deleted.
+
+        Begins with the present one, or behind change number `after` (0: everything that is on record). A
+        connection that is lost is made again. Watching keeps no session awake. Raises SessionNotFound, also
+        when the session ended while the connection was lost.
+        """
+        track = phases.PhaseTrack(self._base, session_id, after=after)
+        return EventStream(self._connection, track)
+
+    def ports(self, session_id: str) -> Ports:
+        """Ports of a session: exposed, and shared by link. Nothing is asked before it is used."""
+        return Ports(self._connection, self._servers, session_id)
 
     def delete(self, session_id: str, *, missing_ok: bool = False) -> None:
         """Delete a session. Raises SessionNotFound, unless `missing_ok`."""
@@ -172,8 +243,8 @@ class Sessions:
         return self._in(session_id).list_infos(path)
 
     def _in(self, session_id: str) -> SandboxCalls:
-        sandbox = requests.sandbox_of_session(self._router_url, session_id)
-        return SandboxCalls(self._connection, sandbox)
+        place = requests.place_of_session(self._router_url, session_id)
+        return SandboxCalls(self._connection, place)
 
     def _one(self, request: requests.Request) -> SessionInfo:
         response = self._connection.send(request)
