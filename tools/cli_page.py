@@ -19,8 +19,9 @@ HEAD = """<!-- Made by tools/cli_page.py from the program. Do not edit. -->
 `agentcube` finds its server by `--url` and `--api-key`, else by `AGENTCUBE_URL` and `AGENTCUBE_API_KEY`, else by
 `ROUTER_URL` and `WORKLOAD_MANAGER_URL`, else by the file that `agentcube up` writes in the user's config directory.
 
-Exit codes: 0 done · 1 the operation failed · 2 bad usage or input, or no connection · 130 interrupted. `run` and `exec`
-end with the exit code of the program they ran. Errors are one line on standard error.
+Exit codes: 0 done · 1 the operation failed · 2 bad usage or input, or no connection · 130 interrupted. `run`, `exec`,
+`shell` and `attach` end with the exit code of the program inside: 128+n for signal n, 124 for a timeout. Errors are one
+line on standard error.
 """
 
 

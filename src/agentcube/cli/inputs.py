@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO
+from typing import TYPE_CHECKING, Annotated, BinaryIO, TextIO
 
 import typer
 
@@ -16,7 +16,6 @@ from agentcube.sdk._core.errors import InvalidArgument
 if TYPE_CHECKING:
     from agentcube.sdk import AgentCube
 
-STDIN_BYTES_MAX = 23 * 1024 * 1024  # with base64 and the rest of the body this stays below PicoD's 32 MiB
 MANIFEST_BYTES_MAX = 1024 * 1024
 
 OutputOption = Annotated[Output, typer.Option("--output", "-o", help="Form of the output.")]
@@ -42,6 +41,11 @@ def connect(ctx: typer.Context) -> AgentCube:
     return AgentCube(target.url, target.api_key)
 
 
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a standard stream, which may not be there at all, is a terminal."""
+    return stream is not None and not stream.closed and stream.isatty()
+
+
 def seconds(given: str | float) -> float:
     """A duration of the command line: "90", "90s", "1h30m"; a default may be a number. Raises BadParameter."""
     text = str(given)
@@ -63,19 +67,6 @@ def pairs(items: list[str], option: str) -> dict[str, str]:
             raise InvalidArgument(f"{option} {item!r}: write KEY=VALUE")
         found[key] = value
     return found
-
-
-def piped_stdin(unwanted: bool) -> bytes | None:
-    """All of standard input, unless it is a terminal, closed or unwanted. Raises InvalidArgument."""
-    if unwanted or sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
-        return None
-    data = sys.stdin.buffer.read(STDIN_BYTES_MAX + 1)
-    if len(data) > STDIN_BYTES_MAX:
-        limit = STDIN_BYTES_MAX >> 20
-        raise InvalidArgument(
-            f"standard input is over {limit} MiB: copy it first, with `agentcube cp - SESSION:FILE`"
-        )
-    return data
 
 
 def open_input(path: str) -> BinaryIO:

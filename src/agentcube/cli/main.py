@@ -1,7 +1,7 @@
 """The entry point: commands put together, and every failure turned into one line and an exit code.
 
 Exit codes: 0 done; 1 the operation failed; 2 bad usage or input, or no connection; 130 interrupted.
-`run` and `exec` end with the exit code of the program they ran.
+`run`, `exec`, `shell` and `attach` end with the exit code of the program inside.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from agentcube.cli import copying, execution, resources, server, sessions
+from agentcube.cli import copying, execution, forwarding, ports, processes, resources, server, sessions
 from agentcube.cli.inputs import OutputOption, Target
 from agentcube.cli.render import Output, as_json, line, notice
 from agentcube.errors import AgentCubeError, Invalid
@@ -25,7 +25,7 @@ _SIGNALLED = 128  # plus the number, as shells say it
 app = typer.Typer(
     name="agentcube",
     help="Sandboxed sessions for AI agents: start a server, run code, move files.",
-    epilog="Exit codes: 0 done, 1 failed, 2 bad usage or input or no connection; run and exec: the program's own.",
+    epilog="Exit codes: 0 done, 1 failed, 2 bad usage, input or no connection; of run and exec: the program's.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -72,8 +72,11 @@ def version(output: OutputOption = Output.TABLE) -> None:
 
 server.register(app)
 execution.register(app)
+processes.register(app)
 copying.register(app)
 sessions.register(app)
+ports.register(app)
+forwarding.register(app)
 resources.register(app)
 app.command()(version)
 

@@ -29,9 +29,10 @@ def line(text: str) -> None:
     sys.stdout.write(f"{text}\n")
 
 
-def notice(text: str) -> None:
+def notice(text: str, *, end: str = "\n") -> None:
     """A line on standard error, marked as ours and not the program's."""
-    sys.stderr.write(f"{PROGRAM}: {plain(text)}\n")
+    sys.stderr.write(f"{PROGRAM}: {plain(text)}{end}")
+    sys.stderr.flush()
 
 
 def as_json(value: Any) -> None:

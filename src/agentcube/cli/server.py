@@ -13,6 +13,7 @@ import typer
 from agentcube.cli.inputs import OutputOption
 from agentcube.cli.render import Output
 from agentcube.errors import Invalid
+from agentcube.wire.names import PORTS_DOMAIN
 
 DataDirOption = Annotated[
     Path | None,
@@ -54,9 +55,41 @@ def up(
             metavar="DIR", help="Directory below which templates may take images and files. Repeatable."
         ),
     ] = None,
+    store: Annotated[
+        str,
+        typer.Option(
+            metavar="URL",
+            help="Where sessions are kept: `sqlite` in the data directory, or redis://… (docs/how-to/use-redis.md).",
+        ),
+    ] = "sqlite",
     keep: Annotated[
         bool, typer.Option("--keep", help="Leave sandboxes alive when the server stops.")
     ] = False,
+    tls_cert: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Certificate chain in PEM: speak HTTPS.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Its private key, in PEM.")] = None,
+    trust_proxy: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CIDR",
+            help="Address or network of a proxy whose X-Forwarded-* headers count. Repeatable.",
+        ),
+    ] = None,
+    proxy_protocol: Annotated[
+        bool,
+        typer.Option("--proxy-protocol", help="Trusted proxies begin each connection with a PROXY header."),
+    ] = False,
+    router_workers: Annotated[
+        int, typer.Option(min=0, help="Router processes of their own; 0 serves clients in the main one.")
+    ] = 0,
+    ports_domain: Annotated[
+        str,
+        typer.Option(
+            metavar="DOMAIN",
+            help="Exposed ports have hosts of their own below it: PORT-SESSION.DOMAIN. Empty: they have none.",
+        ),
+    ] = PORTS_DOMAIN,
     log_level: Annotated[LogLevel, typer.Option(help="How much to say on standard error.")] = LogLevel.INFO,
 ) -> int:
     """Serve on this machine until SIGTERM or Ctrl-C.
@@ -72,7 +105,14 @@ def up(
         auth=auth.value,
         pool=pool,
         allow_host_path=tuple(allow_host_path or ()),
+        store=store,
         keep=keep,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        trust_proxy=tuple(trust_proxy or ()),
+        proxy_protocol=proxy_protocol,
+        router_workers=router_workers,
+        ports_domain=ports_domain,
         log_level=log_level.value,
     )
     return int(main.up(options))
@@ -89,9 +129,14 @@ def demo() -> int:
     return int(_server("demo").demo())
 
 
-def doctor(output: OutputOption = Output.TABLE) -> int:
+def doctor(
+    output: OutputOption = Output.TABLE,
+    store: Annotated[
+        str, typer.Option(metavar="URL", help="Try this store, too: what `up --store` would be given.")
+    ] = "sqlite",
+) -> int:
     """Say what this machine can and cannot do, each with the remedy."""
-    return int(_server("doctor").doctor(output.value))
+    return int(_server("doctor").doctor(output.value, store))
 
 
 environments = typer.Typer(
@@ -111,9 +156,17 @@ def env_create(
     requirements: Annotated[
         Path | None, typer.Option("--requirements", "-r", help="File of packages, as pip reads it.")
     ] = None,
+    preload: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--preload",
+            help="Module that kernels find imported; repeatable. 'none' for none. "
+            "Default: IPython, numpy, pandas and matplotlib, where installed.",
+        ),
+    ] = None,
 ) -> int:
     """Define an environment by a requirements file and build it; without the file, build one that is defined."""
-    return int(_server("envs").env_create(name, requirements))
+    return int(_server("envs").env_create(name, requirements, preload))
 
 
 def register(app: typer.Typer) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
 from agentcube.cli.inputs import NamespaceOption, OutputOption, connect, pairs, seconds
-from agentcube.cli.render import Output, as_json, line, table, write_bytes
+from agentcube.cli.render import Output, as_json, line, plain, table, write_bytes
 from agentcube.errors import SessionFailed
+from agentcube.sdk._core.events import PhaseChanged
 from agentcube.sdk._core.results import SessionInfo
 from agentcube.wire.names import BUILT_IN_INTERPRETER, BUILT_IN_NAMESPACE, PLURALS
 
@@ -108,6 +112,54 @@ def delete(
         for session in sessions:
             cube.sessions.delete(session)
             line(f"session {session} deleted")
+
+
+@group.command()
+def suspend(
+    ctx: typer.Context, sessions: Annotated[list[str], typer.Argument(help="Ids of sessions.")]
+) -> None:
+    """Put sessions to sleep, with their state; a request wakes them."""
+    with connect(ctx) as cube:
+        for session in sessions:
+            line(f"session {session} sleeps ({cube.sessions.suspend(session).sleep})")
+
+
+@group.command()
+def resume(
+    ctx: typer.Context, sessions: Annotated[list[str], typer.Argument(help="Ids of sessions.")]
+) -> None:
+    """Wake sessions, as requests do."""
+    with connect(ctx) as cube:
+        for session in sessions:
+            cube.sessions.resume(session)
+            line(f"session {session} is awake")
+
+
+@group.command()
+def events(
+    ctx: typer.Context,
+    session: SessionArgument,
+    all_known: Annotated[
+        bool, typer.Option("--all", help="Begin with everything on record, not with the present.")
+    ] = False,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Print each phase that a session comes to, as it happens, until it is deleted."""
+    with connect(ctx) as cube, cube.sessions.events(session, after=0 if all_known else None) as stream:
+        for event in stream:
+            if output is Output.JSON:
+                line(json.dumps(asdict(event), default=str))
+            else:
+                line(event_line(event))
+            sys.stdout.flush()
+
+
+def event_line(event: PhaseChanged) -> str:
+    """A phase change, for people."""
+    at = event.at.astimezone().strftime("%Y-%m-%d %H:%M:%S") if event.at else "-"
+    why = plain(": ".join(filter(None, (event.reason, event.message))))
+    gap = "   (changes before this one are not on record any more)" if event.missed else ""
+    return f"{at}   {event.phase:<8}   {why}".rstrip() + gap
 
 
 def logs(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,10 +41,27 @@ class Up:
         return called
 
 
+def _replace_server(monkeypatch: pytest.MonkeyPatch, ours: Callable[[str], Any]) -> None:
+    """Modules of the server come from `ours`; typer imports some of its own in the same way, when first used."""
+    real = importlib.import_module
+
+    def module(name: str, package: str | None = None) -> Any:
+        return ours(name) if name.startswith("agentcube.up.") else real(name, package)
+
+    monkeypatch.setattr(importlib, "import_module", module)
+
+
+def _lacking(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    def absent(name: str) -> Any:
+        raise ModuleNotFoundError(f"No module named '{missing}'", name=missing)
+
+    _replace_server(monkeypatch, absent)
+
+
 @pytest.fixture
 def up(monkeypatch: pytest.MonkeyPatch) -> Up:
     up = Up()
-    monkeypatch.setattr(importlib, "import_module", up.module)
+    _replace_server(monkeypatch, up.module)
     return up
 
 
@@ -54,7 +72,14 @@ DEFAULTS = {
     "auth": "key",
     "pool": 2,
     "allow_host_path": (),
+    "store": "sqlite",
     "keep": False,
+    "tls_cert": None,
+    "tls_key": None,
+    "trust_proxy": (),
+    "proxy_protocol": False,
+    "router_workers": 0,
+    "ports_domain": "localhost",
     "log_level": "info",
 }
 
@@ -62,7 +87,10 @@ DEFAULTS = {
 def test_up_hands_its_options_over(up: Up) -> None:
     assert main.run(["up"]) == 7
     words = "up --host :: --port 0 --data-dir /d --auth none --pool 0 --allow-host-path /a --allow-host-path /b --keep"
-    assert main.run([*words.split(), "--log-level", "debug"]) == 7
+    words += " --store redis://h"
+    edge = "--tls-cert /c --tls-key /k --trust-proxy ::1 --trust-proxy 10.0.0.0/8 --proxy-protocol --router-workers 3"
+    edge += " --ports-domain apps.test"
+    assert main.run([*words.split(), *edge.split(), "--log-level", "debug"]) == 7
     given = {
         "host": "::",
         "port": 0,
@@ -70,7 +98,14 @@ def test_up_hands_its_options_over(up: Up) -> None:
         "auth": "none",
         "pool": 0,
         "allow_host_path": (Path("/a"), Path("/b")),
+        "store": "redis://h",
         "keep": True,
+        "tls_cert": Path("/c"),
+        "tls_key": Path("/k"),
+        "trust_proxy": ("::1", "10.0.0.0/8"),
+        "proxy_protocol": True,
+        "router_workers": 3,
+        "ports_domain": "apps.test",
         "log_level": "debug",
     }
     assert up.calls == [("up", DEFAULTS), ("up", given)]
@@ -90,15 +125,17 @@ def test_the_others_hand_over_too(up: Up) -> None:
         "env list",
         "env create big -r r.txt",
         "env create big",
+        "env create big -r r.txt --preload a --preload b.c",
     ):
         assert main.run(line.split()) == 7
     assert up.calls == [
         ("down", Path("/d")),
         ("demo",),
-        ("doctor", "json"),
+        ("doctor", "json", "sqlite"),
         ("env_list", "table"),
-        ("env_create", "big", Path("r.txt")),
-        ("env_create", "big", None),
+        ("env_create", "big", Path("r.txt"), None),
+        ("env_create", "big", None, None),
+        ("env_create", "big", Path("r.txt"), ["a", "b.c"]),
     ]
 
 
@@ -106,10 +143,7 @@ def test_the_others_hand_over_too(up: Up) -> None:
 def test_a_client_installation_says_what_to_install(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def absent(name: str) -> Any:
-        raise ModuleNotFoundError("No module named 'uvicorn'", name="uvicorn")
-
-    monkeypatch.setattr(importlib, "import_module", absent)
+    _lacking(monkeypatch, "uvicorn")
     assert main.run(command.split()) == 2
     assert "pip install 'agentcube[server]'" in capsys.readouterr().err
 
@@ -117,10 +151,7 @@ def test_a_client_installation_says_what_to_install(
 def test_a_module_of_ours_that_is_absent_is_not_a_missing_extra(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def absent(name: str) -> Any:
-        raise ModuleNotFoundError(f"No module named '{name}'", name=name)
-
-    monkeypatch.setattr(importlib, "import_module", absent)
+    _lacking(monkeypatch, "agentcube.up.demo")
     assert main.run(["demo"]) == 1
     assert "damaged" in capsys.readouterr().err
 
@@ -144,7 +175,7 @@ def test_the_demo_is_not_begun_without_a_server(
             raise AssertionError("begun")
         raise ModuleNotFoundError("No module named 'structlog'", name="structlog")
 
-    monkeypatch.setattr(importlib, "import_module", only_the_demo)
+    _replace_server(monkeypatch, only_the_demo)
     assert main.run(["demo"]) == 2
     assert "pip install" in capsys.readouterr().err
 
