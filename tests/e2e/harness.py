@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import select
 import signal
@@ -10,13 +11,16 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from agentcube.up.paths import instance_name
 
 CLI = [sys.executable, "-m", "agentcube.cli.main"]
 START_WITHIN_S = 100.0
 STOP_WITHIN_S = 60.0
+PR_SET_CHILD_SUBREAPER = 36
 
 
 @dataclass
@@ -35,11 +39,15 @@ class Server:
         return {**os.environ, "AGENTCUBE_URL": self.url, "AGENTCUBE_API_KEY": self.api_key, **(extra or {})}
 
     def cli(
-        self, *argv: str, input: bytes | None = None, timeout: float = 60
+        self,
+        *argv: str,
+        input: bytes | None = None,
+        timeout: float = 60,
+        env: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[bytes]:
         """Run the CLI against this server."""
         stdin = {"input": input} if input is not None else {"stdin": subprocess.DEVNULL}
-        return subprocess.run([*CLI, *argv], capture_output=True, env=self.env(), timeout=timeout, **stdin)  # type: ignore[call-overload,no-any-return]
+        return subprocess.run([*CLI, *argv], capture_output=True, env=self.env(env), timeout=timeout, **stdin)  # type: ignore[call-overload,no-any-return]
 
     def stop(self) -> int:
         """SIGTERM, and the exit code."""
@@ -80,7 +88,7 @@ def start(
     assert process.stdout is not None
     readable, _, _ = select.select([process.stdout], [], [], START_WITHIN_S)
     line = process.stdout.readline().strip() if readable else ""
-    if not line.startswith("ready http://"):
+    if not line.startswith(("ready http://", "ready https://")):
         process.kill()
         process.wait()
         process.stdout.close()
@@ -116,33 +124,62 @@ def eventually(holds: Callable[[], object], *, within: float, what: str = "") ->
         time.sleep(0.02)
 
 
-def census(data_dir: Path) -> Counter[str]:
-    """What the machine holds that a sandbox could leave behind.
+@contextlib.contextmanager
+def orphans() -> Iterator[None]:
+    """Within it, what servers leave behind when they end becomes a child of this process: `census` sees it."""
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    assert prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0, os.strerror(ctypes.get_errno())
+    try:
+        yield
+    finally:
+        prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
-    Processes and namespaces are those of other user namespaces than ours, and processes that say
-    `agentcube`; cgroups and sockets those below a directory of that name. So what else happens on the
-    machine meanwhile does not count.
+
+def census(data_dir: Path) -> Counter[str]:
+    """What there is of a server's and its sandboxes' making; needs `orphans` around all of its servers.
+
+    Nothing that others do on the machine counts: processes are our descendants, the rest has the server's
+    directories or its instance's name in its own.
     """
+    instance = instance_name(data_dir)
+    parents = (Path("/run/agentcube"), Path(f"/tmp/agentcube-{os.geteuid()}"))
+    runtimes = [parent / instance for parent in parents]
+    own = tuple(map(str, (data_dir, *runtimes)))
     found: Counter[str] = Counter()
     ours = {os.readlink(ns) for ns in Path("/proc/self/ns").iterdir()}
     namespaces: set[str] = set()
-    for proc in Path("/proc").iterdir():
-        if not proc.name.isdigit():
-            continue
-        with contextlib.suppress(OSError):
-            own = {os.readlink(ns) for ns in (proc / "ns").iterdir()}
-            foreign = os.readlink(proc / "ns" / "user") not in ours
-            if foreign or b"agentcube" in (proc / "cmdline").read_bytes():
-                found["processes"] += 1
-                namespaces |= own - ours
+    for pid in _descendants(os.getpid()):
+        with contextlib.suppress(OSError):  # a zombie has none, and is nothing that was left
+            namespaces |= {os.readlink(ns) for ns in Path(f"/proc/{pid}/ns").iterdir()} - ours
+            found["processes"] += 1
     found["namespaces"] = len(namespaces)
-    found["mounts"] = len(Path("/proc/self/mountinfo").read_text().splitlines())
-    found["cgroups"] = sum("agentcube" in folder.parts for folder in _folders(Path("/sys/fs/cgroup")))
-    found["loop devices"] = sum(1 for _ in Path("/sys/block").glob("loop*/loop/backing_file"))
-    found["unix sockets"] = Path("/proc/net/unix").read_text().count("agentcube")
-    found["runtime directories"] = sum(1 for _ in _folders(Path("/run/agentcube")))
+    found["mounts"] = _mentions(Path("/proc/self/mountinfo").read_text().splitlines(), own)
+    found["unix sockets"] = _mentions(Path("/proc/net/unix").read_text().splitlines(), own)
+    found["loop devices"] = _mentions(_backing_files(), own)
+    found["cgroups"] = sum(instance in folder.parts for folder in _folders(Path("/sys/fs/cgroup")))
+    # By `walk`, which passes over what another user's server does not let us see.
+    inside = (len(below) + len(files) for folder in runtimes for _, below, files in os.walk(folder))
+    found["runtime directory"] = sum(inside)
     found["sandbox directories"] = sum(1 for _ in _folders(data_dir / "sandboxes"))
     return found
+
+
+def _descendants(pid: int) -> Iterator[int]:
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for child in map(int, task.read_text().split()):
+                yield child
+                yield from _descendants(child)
+
+
+def _mentions(lines: Iterable[str], own: tuple[str, ...]) -> int:
+    return sum(any(path in line for path in own) for line in lines)
+
+
+def _backing_files() -> Iterator[str]:
+    for file in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):
+            yield file.read_text()
 
 
 def _folders(root: Path) -> Iterator[Path]:

@@ -187,6 +187,30 @@ def test_auth_none_only_on_loopback(tmp_path: Path) -> None:
     _fails("up", "--auth", "none", "--host", "0.0.0.0", "--data-dir", str(tmp_path / "d"), names="loopback")
 
 
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        (["--tls-cert", "chain.pem"], "--tls-key"),
+        (
+            ["--tls-cert", "/nonexistent/chain.pem", "--tls-key", "/nonexistent/key.pem"],
+            "/nonexistent/chain.pem",
+        ),
+        (["--trust-proxy", "proxy.example"], "proxy.example"),
+        (["--proxy-protocol"], "--trust-proxy"),
+        (["--ports-domain", "*.apps.test"], "*.apps.test"),
+        (["--ports-domain", "apps.test:8080"], "apps.test:8080"),
+        (["--proxy-protocol", "--trust-proxy", "::1", "--tls-cert", "a", "--tls-key", "b"], "--tls-cert"),
+    ],
+)
+def test_an_edge_that_cannot_be_is_refused(options: list[str], names: str, tmp_path: Path) -> None:
+    _fails("up", "--port", "0", "--data-dir", str(tmp_path / "data"), *options, names=names)
+
+
+def test_a_setting_that_cannot_be_is_refused_by_name(tmp_path: Path) -> None:
+    name = "AGENTCUBE_ROUTER_REQUESTS_PER_S"
+    _fails("up", "--port", "0", "--data-dir", str(tmp_path / "data"), names=name, env={name: "fast"})
+
+
 def test_auth_none_serves_programs_and_no_web_pages(tmp_path: Path) -> None:
     with harness.serving(tmp_path / "data", "--pool", "0", "--auth", "none") as server:
         execute = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import urllib.request
 from collections.abc import Iterator
@@ -22,48 +21,6 @@ def session(server: harness.Server) -> Iterator[str]:
     id = json.loads(made.stdout)["id"]
     yield id
     assert server.cli("session", "delete", id).returncode == 0
-
-
-def test_run_passes_output_and_exit_code(server: harness.Server) -> None:
-    done = server.cli("run", "import sys; print('out'); print('err', file=sys.stderr); sys.exit(3)")
-    assert (done.stdout, done.returncode) == (b"out\n", 3)
-    assert done.stderr == b"err\n"
-
-
-def test_run_reads_a_file_and_stdin(server: harness.Server, tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text("import sys; sys.stdout.buffer.write(sys.stdin.buffer.read()[::-1])")
-    done = server.cli("run", "-f", str(script), input=bytes(range(256)))
-    assert (done.stdout, done.returncode) == (bytes(range(256))[::-1], 0)
-
-
-def test_run_leaves_no_session(server: harness.Server) -> None:
-    before = server.cli("session", "list", "-o", "json").stdout
-    assert server.cli("run", "pass").returncode == 0
-    assert server.cli("session", "list", "-o", "json").stdout == before
-
-
-def test_exec_is_transparent(server: harness.Server, session: str) -> None:
-    done = server.cli("exec", session, "--", "sh", "-c", "cat; printf '\\377'; exit 7", input=b"\x00\xfe raw")
-    assert (done.stdout, done.returncode) == (b"\x00\xfe raw\xff", 7)
-    done = server.cli("exec", session, "--", "no-such-program")
-    assert done.returncode == 127
-    assert b"no-such-program" in done.stderr
-
-
-def test_cp_both_ways(server: harness.Server, session: str, tmp_path: Path) -> None:
-    data = bytes(range(256)) * 4096
-    there, back = tmp_path / "there.bin", tmp_path / "back.bin"
-    there.write_bytes(data)
-    assert server.cli("cp", str(there), f"{session}:in/data.bin").returncode == 0
-    assert server.cli("cp", f"{session}:in/data.bin", str(back)).returncode == 0
-    assert back.read_bytes() == data
-    assert server.cli("cp", "-", f"{session}:piped", input=b"piped in").returncode == 0
-    assert server.cli("cp", f"{session}:piped", "-").stdout == b"piped in"
-    missing = server.cli("cp", f"{session}:nothing", str(tmp_path / "x"))
-    assert missing.returncode == 1
-    assert b"nothing" in missing.stderr
-    assert not (tmp_path / "x").exists()
 
 
 def test_sessions_are_listed_and_shown(server: harness.Server, session: str) -> None:
@@ -137,23 +94,6 @@ def test_clients_find_the_server_by_themselves(tmp_path: Path) -> None:
         )
         assert down.returncode == 0, down.stderr
         assert own.process.wait(30) == 0
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_program_ends_with_whoever_waits_for_it(
-    server: harness.Server, session: str, number: signal.Signals
-) -> None:
-    program = "echo $$ > pid; exec sleep 600"
-    caller = subprocess.Popen(
-        [*harness.CLI, "exec", "--no-stdin", session, "--", "sh", "-c", program], env=server.env()
-    )
-    alive = ["exec", "--no-stdin", session, "--", "sh", "-c", 'kill -0 "$(cat pid)"']
-    harness.eventually(lambda: server.cli(*alive).returncode == 0, within=30)
-    caller.send_signal(number)
-    assert caller.wait(30) == (-number if number is signal.SIGKILL else 128 + number)
-    harness.eventually(lambda: server.cli(*alive).returncode == 1, within=8)
-    assert server.cli("session", "show", session).returncode == 0, "the session went, too"
-    assert server.cli("exec", session, "--", "rm", "pid").returncode == 0
 
 
 def test_the_page_about_the_api_is_there_for_a_browser(server: harness.Server) -> None:
