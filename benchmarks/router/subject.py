@@ -8,6 +8,7 @@ import json
 import socket
 import sys
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import jwt
 import uvloop
@@ -21,7 +22,7 @@ from agentcube.model.session import Session
 from agentcube.model.template import Kind, TemplateKey
 from agentcube.ports.tokens import Subject
 from agentcube.router import Router, RouterSettings
-from agentcube.runtime.keys import RsaSigner
+from agentcube.runtime.keys import RsaSigner, RsaVerifier
 from agentcube.stores.memory import MemoryStore
 from benchmarks.router.scene import SCENE, Held
 
@@ -45,10 +46,19 @@ class Tokens:
         return found
 
 
+class Http2Router(Router):
+    """Whose clients speak HTTP/2, by the h2 library."""
+
+    async def _accept(self, sock: socket.socket) -> asyncio.AbstractServer:
+        from benchmarks.router.h2_subject import Front
+
+        return await asyncio.get_running_loop().create_server(lambda: Front(self._engine), sock=sock)
+
+
 class NoControl:
     """Nothing is made, woken or suspected in a measurement."""
 
-    async def create_for(self, template: TemplateKey, subject: Subject) -> Session:
+    async def create_for(self, template: TemplateKey, subject: Subject, *, key: str = "") -> Session:
         raise AssertionError
 
     async def wake(self, id: SessionId) -> Session:
@@ -82,17 +92,18 @@ def session(held: Held, port: int) -> Session:
     )
 
 
-async def main() -> None:
-    given = json.loads(sys.stdin.readline())
+async def main(given: dict[str, Any]) -> None:
     store = MemoryStore()
     for held in SCENE:
         await store.insert(session(held, given["sandboxes"][held.sandbox]))
-    router = Router(
+    signer = RsaSigner(generate_private_key(public_exponent=65537, key_size=2048))
+    router = (Http2Router if given.get("http2") else Router)(
         RouterSettings(),
         store=store,
         control=NoControl(),
         auth=Tokens(given["public_key"]),
-        signer=RsaSigner(generate_private_key(public_exponent=65537, key_size=2048)),
+        signer=signer,
+        links=RsaVerifier(signer.public_keys),
         manager=Endpoint(scheme="unix", path="/nonexistent"),
     )
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
@@ -103,4 +114,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    (asyncio if "--asyncio" in sys.argv else uvloop).run(main())
+    said = json.loads(sys.stdin.readline())
+    (asyncio if said["loop"] == "asyncio" else uvloop).run(main(said))
