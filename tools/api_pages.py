@@ -3,39 +3,41 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import sys
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
+
+from pydantic import BaseModel
 
 from agentcube.errors import BY_CODE
 from agentcube.manager.app import build_app, document
 from agentcube.manager.manager import Service
 from agentcube.manager.settings import ManagerSettings
 from agentcube.runtime.keys import RsaVerifier
+from agentcube.stores.redis.settings import RedisSettings
+from agentcube.wire.inside.call import Call, Content
+from agentcube.wire.inside.openapi import CALLS, models_of
 from agentcube.wire.names import PROBLEM_BASE
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "reference"
 MADE = "<!-- Made by tools/api_pages.py. Do not edit: run `make docs`. -->\n\n"
 
-IN_A_SESSION = """\
-## Inside a session
+INSIDE = """# Inside a session
 
-The Router passes these on to the session's PicoD. The same calls are reached as `/api/…` below a CodeInterpreter's
-invocations path, which is what the Go system's clients use.
+Below `/v1/sessions/{id}`: the Router passes these on to the session's PicoD. The same calls are reached as `/api/…` below a
+CodeInterpreter's invocations path, which is what the Go system's clients use. How they go together, with examples:
+[inside a session](inside-a-session.md). A `?` marks what may be left out; `= …` is what it is then.
+"""
 
-| call | in | out |
-|---|---|---|
-| `POST /v1/sessions/{id}/execute` | `{"command": [argv…], "timeout"?: "60s", "working_dir"?, "env"?, "stdin"? or "stdin_base64"?, "encoding"?: "base64"}` | `{"stdout", "stderr", "exit_code", "duration", "start_time", "end_time", "stdout_truncated", "stderr_truncated"}`; with `encoding: base64` `stdout_base64` and `stderr_base64` instead of the texts. A fresh process per call. Exit code 124: timeout, the whole process tree is dead; 127: no such program; 128+n: ended by signal n |
-| `POST /v1/sessions/{id}/files` | `{"path", "content": base64, "mode"?: "0644"}`, or multipart `path`, `mode`, `file` | `{"path", "size", "mode", "modified"}`; no half file is ever visible |
-| `GET /v1/sessions/{id}/files?path=DIR` | | `{"files": [{"name", "size", "modified", "mode", "is_dir"}]}` |
-| `GET /v1/sessions/{id}/files/{path}` | `Range` | the bytes |
-| `GET /v1/sessions/{id}/logs` | `stream=stdout\\|stderr\\|both`, `tail_bytes` | what the command of an AgentRuntime wrote last, up to 1 MiB per stream |
+BESIDES = """## Tunnels
 
-Paths are relative to the workspace; absolute ones start there too, and neither `..` nor links lead out of it.
+`GET /v1/sessions/{id}/tcp/{port}` with `Connection: Upgrade` and `Upgrade: tcp` answers `101`, and the connection is the
+declared port's from there on ([how](../how-to/forward-a-port.md)). `426` without the upgrade, `404` for other ports.
 
 ## Invocations
 
@@ -43,7 +45,10 @@ Paths are relative to the workspace; absolute ones start there too, and neither 
 the header `x-agentcube-session-id`; without that header a session is created first. The answer carries the header
 always, also when the sandbox failed. `{path}` is matched to the longest `pathPrefix` among the template's ports and
 passed on unchanged, with its query, as are method, body, streams and upgraded connections. Answers that the Router made
-itself carry `agentcube-error: router`.
+itself carry `agentcube-error: router`. An offer to upgrade to `h2c`, or with a body, is ignored: the request passes on without it.
+
+The sandbox gets a token of the Router's as `Authorization`, which names the caller. A port that is declared with
+`passCredentials: true` gets the caller's own instead, a key to this server: only for agents that may act as their callers.
 """
 
 
@@ -51,8 +56,11 @@ def http_api() -> str:
     """Every route of the OpenAPI document, by tag."""
     api = document(build_app(cast(Service, None), RsaVerifier(()), ManagerSettings()))
     rows: dict[str, list[str]] = {}
+    inside = {call.tag for call in CALLS}
     for path, operations in api["paths"].items():
         for method, operation in operations.items():
+            if operation["tags"][0] in inside:
+                continue
             rows.setdefault(operation["tags"][0], []).append(_row(method.upper(), path, operation))
     text = (
         MADE
@@ -62,7 +70,82 @@ def http_api() -> str:
     text += "`Authorization: Bearer <API key>`.\n"
     for tag, lines in rows.items():
         text += f"\n## {tag}\n\n| call | | answers |\n|---|---|---|\n" + "".join(lines)
-    return text + "\n" + IN_A_SESSION
+    return text + "\n" + BESIDES + "\n" + INSIDE + "".join(_inside())
+
+
+def _inside() -> Iterator[str]:
+    """The calls into a session by tag, each with the bodies and events that it has first."""
+    shown: set[str] = set()
+    for tag in dict.fromkeys(call.tag for call in CALLS):
+        calls = [call for call in CALLS if call.tag == tag]
+        yield f"\n## {tag.removeprefix('Inside a session: ').capitalize()}\n\n| call | in | out |\n|---|---|---|\n"
+        yield from map(_inside_row, calls)
+        for call in calls:
+            for content in (call.body, *call.answers.values(), call.events):
+                for model in _with_parts(models_of(content)):
+                    if model.__name__ not in shown:
+                        shown.add(model.__name__)
+                        yield _body(model)
+
+
+def _inside_row(call: Call) -> str:
+    asked = [
+        f"`{query.name}{f'={query.default}' if query.default else ''}`: {query.description}"
+        for query in call.query
+    ]
+    asked += [f"`{name}`: {description}" for name, description in call.headers.items()]
+    asked += [f"body: {_shown(call.body)}"] if call.body else []
+    answers = (
+        [f"200 events: {', '.join(f'`{model.__name__}`' for model in call.events)}"] if call.events else []
+    )
+    answers += [f"{status} {_shown(content)}".strip() for status, content in call.answers.items()]
+    answers += [f"{BY_CODE[code].status} `{code}`" for code in call.problems]
+    what = f"{call.summary}. {call.description}".strip()
+    cells = (f"`{call.method} {call.path.replace('*}', '}')}` {what}", " · ".join(asked), " · ".join(answers))
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+
+
+def _shown(content: Content) -> str:
+    if isinstance(content, str):
+        return f"`{content}`"
+    return " or ".join(f"`{model.__name__}`" for model in models_of(content))
+
+
+def _with_parts(models: tuple[type[BaseModel], ...]) -> Iterator[type[BaseModel]]:
+    """Models, each before those that its members are."""
+    for model in models:
+        yield model
+        for field in model.model_fields.values():
+            parts = (field.annotation, *get_args(field.annotation))
+            yield from _with_parts(
+                tuple(p for p in parts if isinstance(p, type) and issubclass(p, BaseModel))
+            )
+
+
+def _body(model: type[BaseModel]) -> str:
+    schema = model.model_json_schema()
+    text = f"\n**{model.__name__}**: {' '.join((model.__doc__ or '').split())}\n"
+    for name, member in schema["properties"].items():
+        mark = "" if name in schema.get("required", ()) else "?"
+        default = member.get("default")
+        said = f" = `{json.dumps(default)}`" if default not in (None, "") else ""
+        about = f": {member['description']}" if "description" in member else ""
+        text += f"- `{name}`{mark} {_type(member)}{said}{about}\n"
+    return text
+
+
+def _type(schema: dict[str, Any]) -> str:
+    """A schema in a few words."""
+    if "$ref" in schema:
+        return str(schema["$ref"]).rpartition("/")[2]
+    if "const" in schema:
+        return f"`{json.dumps(schema['const'])}`"
+    if "enum" in schema:
+        return " or ".join(f"`{json.dumps(value)}`" for value in schema["enum"])
+    if "anyOf" in schema:
+        return " or ".join(dict.fromkeys(map(_type, schema["anyOf"])))
+    kind = str(schema.get("type", "anything"))
+    return f"list of {_type(schema['items'])}" if kind == "array" else {"string": "text"}.get(kind, kind)
 
 
 def _row(method: str, path: str, operation: dict[str, Any]) -> str:
@@ -90,7 +173,7 @@ def problems() -> str:
 
 
 def settings() -> str:
-    """The manager's and the Router's settings, with where their numbers come from."""
+    """The manager's, the Redis store's and the Router's settings, with where their numbers come from."""
     text = (
         MADE
         + "# Settings\n\nOn one machine the flags of [`agentcube up`](cli.md) are what people set; the rest has these "
@@ -99,7 +182,12 @@ def settings() -> str:
     text += "| setting | default | why |\n|---|---|---|\n"
     for name, field in ManagerSettings.model_fields.items():
         text += f"| `{name}` | {field.default} | {field.description} |\n"
-    text += "\n## Router\n\n| setting | default | why |\n|---|---|---|\n"
+    text += "\n## Redis store\n\nFrom the environment, as `AGENTCUBE_REDIS_<NAME>`, with `agentcube up --store URL` "
+    text += "([how to](../how-to/use-redis.md)).\n\n| setting | default | why |\n|---|---|---|\n"
+    for name, field in RedisSettings.model_fields.items():
+        text += f"| `{name}` | {field.default} | {field.description} |\n"
+    text += "\n## Router\n\nNumbers also from the environment, as `AGENTCUBE_ROUTER_<NAME>`; the rest are flags. Limits are each\n"
+    text += "Router process's own.\n\n| setting | default | why |\n|---|---|---|\n"
     for name, default, why in _router_settings():
         text += f"| `{name}` | {default} | {why} |\n"
     return text
@@ -113,8 +201,10 @@ def _router_settings() -> Iterator[tuple[str, str, str]]:
         pieces = list(tokenize.generate_tokens(io.StringIO(value).readline))
         why = " ".join(t.string.lstrip("# ") for t in pieces if t.type == tokenize.COMMENT)
         shown = " ".join(
-            t.string for t in pieces if t.type in (tokenize.NUMBER, tokenize.OP, tokenize.NAME)
-        ).strip("() ")
+            t.string
+            for t in pieces
+            if t.type in (tokenize.NUMBER, tokenize.OP, tokenize.NAME, tokenize.STRING)
+        ).strip('()" ')
         yield name, shown, why
 
 
