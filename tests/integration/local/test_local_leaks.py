@@ -267,7 +267,9 @@ async def test_a_record_that_is_damaged_is_listed_and_destroyed(machine: Machine
         sandbox = await driver.create(machine.spec())
         (machine.root / "data/sandboxes" / sandbox.id / "sandbox.json").write_text('{"v":1')
         if IS_ROOT:  # its control group still tells what belongs to it
-            os.close(driver._pidfds.pop(sandbox.id))
+            pidfd = driver._lives.take(sandbox.id)
+            assert pidfd is not None
+            os.close(pidfd)
         assert await driver.inventory() == [(sandbox.id, {})]
         await driver.destroy(sandbox.id)
         assert await driver.observe(sandbox) is Seen.GONE

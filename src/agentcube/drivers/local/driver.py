@@ -19,15 +19,17 @@ import anyio
 import anyio.to_thread
 
 from agentcube.drivers import daemon
-from agentcube.drivers.local import dialing, identity, images, launch, processes
+from agentcube.drivers.local import dialing, identity, images, launch, processes, removal
 from agentcube.drivers.local.cgroups import CgroupTree, SandboxCgroup
 from agentcube.drivers.local.environments import Environments
 from agentcube.drivers.local.inside import landlock
 from agentcube.drivers.local.inside.numbers import UnsupportedMachine, machine
 from agentcube.drivers.local.launch import Launcher, Sockets
+from agentcube.drivers.local.lives import Lives
 from agentcube.drivers.local.nurseries import IDLE_S, Kit, Nurseries
 from agentcube.drivers.local.records import Record, Records
 from agentcube.drivers.local.steps import finished, named
+from agentcube.drivers.local.turns import Turns
 from agentcube.drivers.local.uidrange import UidRanges
 from agentcube.drivers.local.workspace import Workspaces
 from agentcube.errors import (
@@ -55,7 +57,6 @@ _PATIENT_MAX = 64  # threads that only wait
 _SPARES = 2
 _ENVIRONMENTS = 4
 _PATIENCE_S = 15.0  # for an environment's libraries; loading the usual ones takes 1 to 3
-_DESTROY_S = 10.0
 _FREEZES_MAX = 4  # at once; one that fails takes 5 s, and wakes must not wait for that
 _NO_FREEZER = (
     "this server has no control group that can freeze a sandbox: run it as root, or in a delegated group "
@@ -123,9 +124,9 @@ class LocalDriver:
         self._builds = anyio.CapacityLimiter(_BUILDS_MAX)
         self._patient = anyio.CapacityLimiter(_PATIENT_MAX)
         self._freezes = anyio.CapacityLimiter(_FREEZES_MAX)
-        self._locks: dict[SandboxId, tuple[anyio.Lock, int]] = {}
+        self._turns = Turns()
+        self._lives = Lives()
         self._fences: dict[SandboxId, int] = {}
-        self._pidfds: dict[SandboxId, int] = {}
         self._launcher: Launcher
 
     async def __aenter__(self) -> Self:
@@ -190,27 +191,19 @@ class LocalDriver:
     def _stop(self) -> None:
         self._launcher.nurseries.close()
         self._launcher.cgroups.cleanup()
-        while self._pidfds:
-            os.close(self._pidfds.popitem()[1])
+        self._lives.close()
 
     async def capabilities(self) -> Capabilities:
         return await self._in_thread(self._capabilities)
 
     def _capabilities(self) -> Capabilities:
-        mode, cgroups = self._launcher.identity, self._launcher.cgroups
-        disk = mode.lends and self._workspaces.mechanism == "disk"
+        cgroups = self._launcher.cgroups
         facts = {
             "kernel": platform.release(),
             "machine": platform.machine(),
-            "uid": mode.mode,
-            "limits": cgroups.limits,
             "cgroups": cgroups.version,
-            "sleep": launch.sleep_tier(cgroups),
-            "workspace": "disk" if disk else "memory",
-            "quota": "hard",
             "landlock": str(landlock.abi() or "none"),
-            "seccomp": "allow-list",
-            "network": "none",
+            **self._launcher.facts(),
         }
         return Capabilities(
             isolation=Isolation.NAMESPACE,
@@ -239,10 +232,10 @@ class LocalDriver:
                 limiter=self._patient,
                 abandon_on_cancel=True,
             )
-        async with self._alone(spec.id):
+        async with self._turns.of(spec.id):
             if self._records.folder(spec.id).exists():
                 record = await self._in_thread(self._records.find, spec.id)
-                if record is not None and record.made and self._look(record) is Seen.ALIVE:
+                if record is not None and record.made and self._lives.look(record) is Seen.ALIVE:
                     return self._sandbox(record)
                 await self._destroy(spec.id)
             try:
@@ -291,7 +284,7 @@ class LocalDriver:
             ) from exc
         if health.sandbox_id != spec.id:
             raise StartFailed("another sandbox's PicoD answers")
-        self._look(record)
+        self._lives.look(record)
         return sandbox
 
     def _sandbox(self, record: Record) -> Sandbox:
@@ -320,28 +313,14 @@ class LocalDriver:
         return await dialing.passed(str(Sockets.of(self._runtime_dir, sandbox.id).control), port)
 
     async def observe(self, sandbox: Sandbox) -> Seen:
-        pidfd = self._pidfds.get(sandbox.id)
-        if pidfd is not None:
-            return Seen.GONE if processes.has_ended(pidfd) else Seen.ALIVE
-        return self._look(Record.parse(sandbox.handle))
-
-    def _look(self, record: Record) -> Seen:
-        """Whether its process 1 lives; from then on we hold a descriptor of it."""
-        pidfd = self._pidfds.get(record.id)
-        if pidfd is None:
-            with named(f"look at sandbox {record.id}"):
-                pidfd = record.open_process()
-            if pidfd is None:
-                return Seen.GONE
-            self._pidfds[record.id] = pidfd
-        return Seen.GONE if processes.has_ended(pidfd) else Seen.ALIVE
+        return self._lives.known(sandbox.id) or self._lives.look(Record.parse(sandbox.handle))
 
     async def adopt(self, sandbox: Sandbox) -> Seen:
         record = Record.parse(sandbox.handle)
         if record.id != sandbox.id:
             raise DriverFailed(f"sandbox {sandbox.id} carries the handle of {record.id}")
         self._launcher.reserve(record.uid_base)
-        if self._look(record) is Seen.GONE:
+        if self._lives.look(record) is Seen.GONE:
             return Seen.GONE
         with named(f"look at sandbox {record.id}"):
             if await self._in_thread(self._group(record).is_held):
@@ -362,39 +341,14 @@ class LocalDriver:
         return [(id, dict(record.labels) if record else {}) for id, record in records.items()]
 
     async def destroy(self, id: SandboxId) -> None:
-        async with self._alone(id):
+        async with self._turns.of(id):
             await finished(self._destroy(id))
 
     async def _destroy(self, id: SandboxId) -> None:
         self._fences.pop(id, None)
-        pidfd = self._pidfds.pop(id, None)
+        pidfd = self._lives.take(id)
         with named(f"destroy sandbox {id}"):
-            record = await self._in_thread(self._raze, id, pidfd)
-        if record is not None:
-            self._launcher.release(record.uid_base)
-
-    def _raze(self, id: SandboxId, pidfd: int | None) -> Record | None:
-        """Kill and remove all that exists of the sandbox, the record last; returns it."""
-        record = self._records.find(id)
-        tree = self._launcher.cgroups
-        try:
-            tree.open(id, record.cgroups if record else launch.cgroup_paths(tree, id)).kill()
-            if record is not None and pidfd is None:
-                pidfd = record.open_process()
-            if pidfd is not None:
-                processes.kill(pidfd)  # its pid namespace goes with it
-                if not processes.has_ended(pidfd, _DESTROY_S):
-                    raise DriverFailed(
-                        f"sandbox {id}: process 1 does not end within {_DESTROY_S:g} s of SIGKILL"
-                    )
-        finally:
-            if pidfd is not None:
-                os.close(pidfd)
-        tree.remove(id)
-        Sockets.of(self._runtime_dir, id).remove()
-        self._workspaces.destroy(self._records.folder(id))
-        self._records.remove(id)
-        return record
+            await self._in_thread(removal.raze, self._launcher, id, pidfd)
 
     async def suspend(self, sandbox: Sandbox, *, fence: int) -> Sandbox:
         record = Record.parse(sandbox.handle)
@@ -415,7 +369,7 @@ class LocalDriver:
         Raises Unreachable, and Conflict when the call is late. Nobody else drives these sandboxes: that
         what was wanted last is forgotten with the process does no harm.
         """
-        async with self._alone(record.id):
+        async with self._turns.of(record.id):
             if fence < self._fences.get(record.id, 0):
                 raise Conflict(f"sandbox {record.id} is wanted otherwise meanwhile", sandbox=record.id)
             self._must_live(record)
@@ -425,7 +379,7 @@ class LocalDriver:
             self._must_live(record)
 
     def _must_live(self, record: Record) -> None:
-        if self._look(record) is Seen.GONE:
+        if self._lives.look(record) is Seen.GONE:
             raise Unreachable(f"sandbox {record.id} is no more")
 
     def _group(self, record: Record) -> SandboxCgroup:
@@ -433,7 +387,7 @@ class LocalDriver:
 
     async def usage(self, sandbox: Sandbox) -> Usage:
         record = Record.parse(sandbox.handle)
-        alive = self._look(record) is Seen.ALIVE
+        alive = self._lives.look(record) is Seen.ALIVE
         with named(f"measure sandbox {record.id}"):
             return await self._in_thread(self._usage, record, alive)
 
@@ -449,16 +403,3 @@ class LocalDriver:
 
     async def _in_thread(self, call: Callable[..., T], *args: object) -> T:
         return await anyio.to_thread.run_sync(call, *args, limiter=self._calls)
-
-    @asynccontextmanager
-    async def _alone(self, id: SandboxId) -> AsyncIterator[None]:
-        """Create and destroy of one sandbox take turns."""
-        lock, waiting = self._locks.get(id, (anyio.Lock(), 0))
-        self._locks[id] = (lock, waiting + 1)
-        try:
-            async with lock:
-                yield
-        finally:
-            lock, waiting = self._locks.pop(id)
-            if waiting > 1:
-                self._locks[id] = (lock, waiting - 1)

@@ -81,6 +81,7 @@ class Launcher:
             plain = plain or (bool(spec.mounts) and not self.identity.lends)
             embryo = self.nurseries.take(image, plain=plain)
             stack.callback(embryo.birth.close)
+            home = embryo.zygote.home
             record = Record(
                 id=spec.id,
                 labels=dict(spec.labels),
@@ -88,7 +89,7 @@ class Launcher:
                 start=embryo.start,
                 uid_base=embryo.uid_base,
                 cgroups=cgroup_paths(self.cgroups, spec.id),
-                facts=self._facts(embryo),
+                facts={"preload": ",".join(home.modules) if home else NOTHING, **self.facts()},
                 ports=[p.port for p in spec.ports],
             )
             try:
@@ -136,6 +137,18 @@ class Launcher:
     def identity(self) -> Identity:
         """How ids are mapped here."""
         return self.nurseries.bare.mode
+
+    def facts(self) -> dict[str, str]:
+        """What holds for every sandbox here."""
+        return {
+            "limits": self.cgroups.limits,
+            "sleep": "frozen" if self.cgroups.freezes else "none",
+            "quota": "hard",
+            "workspace": "disk" if self._on_disk else "memory",
+            "uid": self.identity.mode,
+            "seccomp": "allow-list",
+            "network": "none",
+        }
 
     def reserve(self, base: int | None) -> None:
         """A sandbox on record has this range of user ids. Idempotent."""
@@ -236,19 +249,6 @@ class Launcher:
             "version": _version(),
         }
 
-    def _facts(self, embryo: Embryo) -> dict[str, str]:
-        home = embryo.zygote.home
-        return {
-            "preload": ",".join(home.modules) if home else NOTHING,
-            "limits": self.cgroups.limits,
-            "sleep": sleep_tier(self.cgroups),
-            "quota": "hard",
-            "workspace": "disk" if self._on_disk else "memory",
-            "uid": self.identity.mode,
-            "seccomp": "allow-list",
-            "network": "none",
-        }
-
 
 class _Descriptors:
     """Closes what it is given when the launch ends, well or badly."""
@@ -301,11 +301,6 @@ def _mounts(
         }
         for source, target, read_only, within in found
     ]
-
-
-def sleep_tier(tree: CgroupTree) -> str:
-    """How sandboxes with groups in `tree` sleep."""
-    return "frozen" if tree.freezes else "none"
 
 
 def cgroup_paths(tree: CgroupTree, id: SandboxId) -> dict[str, str]:

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from agentcube.drivers.local import processes
@@ -60,10 +60,6 @@ class Record:
         if not self.pid or self.boot != processes.boot_id():
             return None
         return processes.open_process(self.pid, self.start)
-
-    def born(self, pid: int, start: int) -> Record:
-        """With its process 1."""
-        return replace(self, pid=pid, start=start)
 
 
 class Records:
