@@ -11,7 +11,8 @@ import pytest
 from agentcube.drivers.fake import Exits, FakeDriver, FakeMachine, Program, Serves, Silent
 from agentcube.model.sandbox import Sandbox
 from agentcube.ports.driver import SandboxDriver
-from agentcube.testing.driver_contract import BindingToken, Commands, Crash, DriverContract
+from agentcube.testing.driver_contract import DriverContract
+from agentcube.testing.driver_suite import BindingToken, Commands, Crash
 
 
 async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

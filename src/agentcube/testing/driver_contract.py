@@ -1,4 +1,4 @@
-"""What every `ports.driver.SandboxDriver` does, as tests. Subclass `DriverContract` and give fixtures.
+"""What every `ports.driver.SandboxDriver` does, as tests. Subclass `DriverContract`, give what `driver_suite` asks for.
 
 Needs pytest, with anyio's plugin (installed with anyio). Nothing here knows a driver: what differs
 between them comes from the fixtures.
@@ -7,11 +7,8 @@ between them comes from the fixtures.
 from __future__ import annotations
 
 import asyncio
-import socket
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -20,78 +17,21 @@ from agentcube.errors import AgentCubeError, Conflict, Invalid, StartFailed, Sta
 from agentcube.model.ids import SandboxId, new_sandbox_id
 from agentcube.model.plan import Seen
 from agentcube.model.sandbox import Isolation, Port, Sandbox, SandboxSpec
-from agentcube.ports.driver import SandboxDriver, Suspendable
-from agentcube.testing.eventually import eventually
-
-OpenDriver = Callable[[], AbstractAsyncContextManager[SandboxDriver]]
-BindingToken = Callable[[str, SandboxId], str]
-Crash = Callable[[SandboxDriver, Sandbox], Awaitable[None]]
-
-_PATIENCE_S = 10.0  # for what must become true soon, on a slow and busy machine
-_SILENCE_S = 0.3  # no answer for that long is none: an awake PicoD takes a millisecond
-_INTERPRETER: str = getattr(sys, "_base_executable", sys.executable)
-_HEALTH = b"GET /health HTTP/1.1\r\nhost: picod\r\nconnection: close\r\n\r\n"
-
-
-@dataclass(frozen=True)
-class Commands:
-    """What a sandbox of this driver can run: argv for each behaviour the contract asks about.
-
-    The defaults suit a sandbox with the machine's own programs and the interpreter that runs us.
-    """
-
-    exits_with_3: tuple[str, ...] = ("/bin/sh", "-c", "exit 3")
-    never_listens: tuple[str, ...] = ("/bin/sleep", "1000")
-    serves_http_on_8080: tuple[str, ...] = (_INTERPRETER, "-I", "-m", "http.server", "8080")
+from agentcube.ports.driver import SandboxDriver
+from agentcube.testing.driver_suite import (
+    PATIENCE_S,
+    BindingToken,
+    Commands,
+    Crash,
+    OpenDriver,
+    status,
+    until_gone,
+)
+from agentcube.testing.sleep_contract import SleepContract
 
 
-class DriverContract:
+class DriverContract(SleepContract):
     """Run against every driver. Every test destroys what it made; the machine must start empty."""
-
-    pytestmark = pytest.mark.anyio
-
-    # What a subclass gives
-
-    @pytest.fixture
-    def open_driver(self) -> OpenDriver:
-        """Opens the driver; each call within one test opens it again on the same machine, as a restart does."""
-        raise NotImplementedError
-
-    @pytest.fixture
-    def new_spec(self) -> Callable[[], SandboxSpec]:
-        """Makes specs with fresh ids, without a command, that this driver honours."""
-        return lambda: SandboxSpec(id=new_sandbox_id(), labels={"template": "contract"})
-
-    @pytest.fixture
-    def binding_token(self) -> BindingToken:
-        """A token that binds a sandbox to a session: (session id, sandbox id) -> token."""
-        raise NotImplementedError
-
-    @pytest.fixture
-    def crash(self) -> Crash | None:
-        """Kills a sandbox behind the driver's back; None when there is no way to."""
-        return None
-
-    @pytest.fixture
-    def commands(self) -> Commands:
-        return Commands()
-
-    @pytest.fixture
-    def anyio_backend(self) -> str:
-        return "asyncio"
-
-    @pytest.fixture
-    async def driver(self, open_driver: OpenDriver) -> AsyncIterator[SandboxDriver]:
-        """One open driver; whatever a test leaves behind is destroyed, and then nothing is left."""
-        async with open_driver() as driver:
-            yield driver
-            for id, _ in await driver.inventory():
-                await driver.destroy(id)
-            assert await driver.inventory() == []
-
-    @pytest.fixture
-    def spec(self, new_spec: Callable[[], SandboxSpec]) -> SandboxSpec:
-        return new_spec()
 
     # What a driver is
 
@@ -200,7 +140,7 @@ class DriverContract:
         self, driver: SandboxDriver, spec: SandboxSpec
     ) -> None:
         sandbox = await driver.create(spec)
-        async with asyncio.timeout(_PATIENCE_S):
+        async with asyncio.timeout(PATIENCE_S):
             await driver.ready(sandbox, timeout=timedelta(minutes=5))
 
     async def test_a_command_that_ends_fails_the_start_with_its_status(
@@ -209,14 +149,14 @@ class DriverContract:
         spec = replace(spec, command=commands.exits_with_3, ports=(Port(port=8080),))
         sandbox = await driver.create(spec)
         with pytest.raises(StartFailed, match="3"):
-            await driver.ready(sandbox, timeout=timedelta(seconds=_PATIENCE_S))
+            await driver.ready(sandbox, timeout=timedelta(seconds=PATIENCE_S))
 
     async def test_a_command_that_never_listens_times_out(
         self, driver: SandboxDriver, spec: SandboxSpec, commands: Commands
     ) -> None:
         spec = replace(spec, command=commands.never_listens, ports=(Port(port=8080),))
         sandbox = await driver.create(spec)
-        async with asyncio.timeout(_PATIENCE_S):
+        async with asyncio.timeout(PATIENCE_S):
             with pytest.raises(StartTimedOut):
                 await driver.ready(sandbox, timeout=timedelta(milliseconds=200))
 
@@ -226,17 +166,17 @@ class DriverContract:
         sandbox = await driver.create(spec)
         connection = await driver.dial(sandbox)
         assert connection.gettimeout() == 0
-        assert await _status(connection) == b"HTTP/1.1 200"
+        assert await status(connection) == b"HTTP/1.1 200"
 
     async def test_a_command_that_listens_is_ready_and_answers_a_dial(
         self, driver: SandboxDriver, spec: SandboxSpec, commands: Commands
     ) -> None:
         spec = replace(spec, command=commands.serves_http_on_8080, ports=(Port(port=8080),))
         sandbox = await driver.create(spec)
-        await driver.ready(sandbox, timeout=timedelta(seconds=_PATIENCE_S))
+        await driver.ready(sandbox, timeout=timedelta(seconds=PATIENCE_S))
         connection = await driver.dial(sandbox, 8080)
         assert connection.gettimeout() == 0
-        assert (await _status(connection)).startswith(b"HTTP/1.")
+        assert (await status(connection)).startswith(b"HTTP/1.")
 
     async def test_a_port_that_nobody_listens_on_is_unreachable(
         self, driver: SandboxDriver, spec: SandboxSpec
@@ -293,11 +233,7 @@ class DriverContract:
             pytest.skip("this driver's sandboxes cannot be killed from outside")
         sandbox = await driver.create(spec)
         await crash(driver, sandbox)
-
-        async def gone() -> bool:
-            return await driver.observe(sandbox) is Seen.GONE
-
-        await eventually(gone, within=_PATIENCE_S)
+        await until_gone(driver, sandbox)
         assert await driver.adopt(sandbox) is Seen.GONE
         await driver.destroy(spec.id)
         assert await driver.inventory() == []
@@ -343,132 +279,6 @@ class DriverContract:
             await driver.destroy(spec.id)
             assert await driver.inventory() == []
             assert await driver.adopt(record) is Seen.GONE
-
-    # Sleep
-
-    @pytest.fixture
-    async def sleeper(self, driver: SandboxDriver) -> Suspendable:
-        """The driver, where it can suspend."""
-        offered = await driver.capabilities()
-        if not offered.suspend:
-            pytest.skip(f"cannot suspend here: {offered.cannot_suspend}")
-        assert isinstance(driver, Suspendable)
-        return driver
-
-    async def test_suspend_and_resume_are_repeatable_and_keep_the_sandbox(
-        self, driver: SandboxDriver, sleeper: Suspendable, spec: SandboxSpec, binding_token: BindingToken
-    ) -> None:
-        sandbox = await driver.create(spec)
-        await driver.bind(sandbox, binding_token("s-1", spec.id))
-        await sleeper.resume(sandbox, fence=1)  # nothing to do
-        asleep = await sleeper.suspend(await sleeper.suspend(sandbox, fence=1), fence=2)
-        assert await driver.observe(asleep) is Seen.ALIVE
-        awake = await sleeper.resume(await sleeper.resume(asleep, fence=3), fence=3)
-        assert awake.id == sandbox.id
-        assert await driver.observe(awake) is Seen.ALIVE
-        with pytest.raises(Conflict):  # it is still the one that was bound
-            await driver.bind(awake, binding_token("s-2", spec.id))
-
-    async def test_a_suspended_sandbox_answers_nobody_until_it_is_resumed(
-        self, driver: SandboxDriver, sleeper: Suspendable, spec: SandboxSpec
-    ) -> None:
-        sandbox = await driver.create(spec)
-        asleep = await sleeper.suspend(sandbox, fence=1)
-        for record in (sandbox, asleep):  # whoever has an old one is not served either
-            with pytest.raises((TimeoutError, Unreachable)):
-                await _status(await driver.dial(record), within=_SILENCE_S)
-        assert await _status(await driver.dial(await sleeper.resume(sandbox, fence=1))) == b"HTTP/1.1 200"
-
-    async def test_suspending_and_resuming_at_once_does_either(
-        self, driver: SandboxDriver, sleeper: Suspendable, spec: SandboxSpec
-    ) -> None:
-        sandbox = await driver.create(spec)
-        for _ in range(3):
-            await asyncio.gather(*(call(sandbox, fence=1) for call in (sleeper.suspend, sleeper.resume) * 2))
-        assert await _status(await driver.dial(await sleeper.resume(sandbox, fence=1))) == b"HTTP/1.1 200"
-
-    async def test_who_was_held_up_cannot_undo_what_was_wanted_after(
-        self, driver: SandboxDriver, sleeper: Suspendable, spec: SandboxSpec
-    ) -> None:
-        sandbox = await driver.create(spec)
-        asleep = await sleeper.suspend(sandbox, fence=4)
-        with pytest.raises(Conflict):
-            await sleeper.resume(asleep, fence=3)
-        awake = await sleeper.resume(asleep, fence=5)
-        with pytest.raises(Conflict):
-            await sleeper.suspend(sandbox, fence=4)
-        assert await _status(await driver.dial(awake)) == b"HTTP/1.1 200"
-
-    async def test_a_suspended_sandbox_can_be_destroyed(
-        self, driver: SandboxDriver, sleeper: Suspendable, spec: SandboxSpec
-    ) -> None:
-        asleep = await sleeper.suspend(await driver.create(spec), fence=1)
-        await driver.destroy(spec.id)
-        assert await driver.observe(asleep) is Seen.GONE
-        assert await driver.inventory() == []
-        for call in (sleeper.suspend, sleeper.resume):
-            with pytest.raises(Unreachable):
-                await call(asleep, fence=1)
-
-    async def test_a_sandbox_that_dies_suspended_is_gone(
-        self, driver: SandboxDriver, sleeper: Suspendable, spec: SandboxSpec, crash: Crash | None
-    ) -> None:
-        if crash is None:
-            pytest.skip("this driver's sandboxes cannot be killed from outside")
-        asleep = await sleeper.suspend(await driver.create(spec), fence=1)
-        await crash(driver, asleep)
-
-        async def gone() -> bool:
-            return await driver.observe(asleep) is Seen.GONE
-
-        await eventually(gone, within=_PATIENCE_S)
-        with pytest.raises(Unreachable):
-            await sleeper.resume(asleep, fence=1)
-
-    async def test_suspended_sandboxes_outlive_the_driver_and_sleep_on(
-        self, open_driver: OpenDriver, spec: SandboxSpec
-    ) -> None:
-        async with open_driver() as driver:
-            if not (await driver.capabilities()).suspend:
-                pytest.skip("cannot suspend here")
-            assert isinstance(driver, Suspendable)
-            asleep = await driver.suspend(await driver.create(spec), fence=1)
-        async with open_driver() as driver:
-            assert isinstance(driver, Suspendable)
-            assert await driver.adopt(asleep) is Seen.ALIVE
-            with pytest.raises((TimeoutError, Unreachable)):
-                await _status(await driver.dial(asleep), within=_SILENCE_S)
-            awake = await driver.resume(asleep, fence=1)
-            assert await _status(await driver.dial(awake)) == b"HTTP/1.1 200"
-            await driver.destroy(spec.id)
-            assert await driver.inventory() == []
-
-    async def test_the_power_to_suspend_is_as_it_says(self, driver: SandboxDriver, spec: SandboxSpec) -> None:
-        offered = await driver.capabilities()
-        sandbox = await driver.create(spec)
-        assert offered.suspend == (sandbox.facts.get("sleep", "none") != "none")
-        assert offered.suspend or offered.cannot_suspend
-        if offered.suspend:
-            assert isinstance(driver, Suspendable)
-            await driver.destroy((await driver.suspend(sandbox, fence=1)).id)
-        elif isinstance(driver, Suspendable):
-            with pytest.raises(AgentCubeError):
-                await driver.suspend(sandbox, fence=1)
-            assert await _status(await driver.dial(await driver.resume(sandbox, fence=1))) == b"HTTP/1.1 200"
-
-
-async def _status(connection: socket.socket, *, within: float = _PATIENCE_S) -> bytes:
-    """The protocol and status code that answer a GET on the connection, which is closed after. TimeoutError."""
-    reader, writer = await asyncio.open_connection(sock=connection)
-    try:
-        writer.write(_HEALTH)
-        async with asyncio.timeout(within):
-            line = await reader.readline()
-            await reader.read()
-    finally:
-        writer.close()
-        await writer.wait_closed()
-    return line[:12]
 
 
 def _tier(isolation: Isolation) -> int:

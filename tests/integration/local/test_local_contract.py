@@ -13,7 +13,8 @@ from agentcube.drivers.local.driver import LocalDriver
 from agentcube.model.ids import SandboxId, SessionId
 from agentcube.model.sandbox import Sandbox, SandboxSpec
 from agentcube.runtime.keys import RsaSigner
-from agentcube.testing.driver_contract import BindingToken, Crash, DriverContract
+from agentcube.testing.driver_contract import DriverContract
+from agentcube.testing.driver_suite import BindingToken, Crash
 from tests.integration.local.conftest import Machine, pid_of
 
 
