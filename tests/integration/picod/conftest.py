@@ -25,6 +25,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 SOURCES = Path(__file__).parents[3] / "src"
 ROOT = os.geteuid() == 0
+USER = 1000 if ROOT else os.geteuid()
+"""Whose programs and files those of a sandbox are, unless one uid is for all."""
 PYTHON = os.environ.get("PICOD_PYTHON", sys.executable)
 """The interpreter that PicoD runs under: any from 3.9, as a sandbox's image may have it."""
 
@@ -181,6 +183,11 @@ class PicoD:
     def write(self, path: str, content: bytes, **fields: Any) -> Answer:
         encoded = base64.b64encode(content).decode()
         return self.call("POST", "/api/files", {"path": path, "content": encoded, **fields})
+
+
+def problem(answer: Answer) -> tuple[int, str]:
+    """Status and code of a problem document."""
+    return answer.status, answer.json()["code"]
 
 
 def eventually(predicate: Callable[[], Any], within_s: float = 20.0) -> Any:

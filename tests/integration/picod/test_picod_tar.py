@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import ROOT, Answer, Folder, eventually
+from .conftest import ROOT, USER, Answer, Folder, eventually
 
 LISTING = "find . -mindepth 1 -printf '%P %y %m %s %T@ %l\\n' | sort"
 
@@ -113,7 +113,7 @@ def test_owners_are_the_user_and_setuid_is_dropped(folder: Folder) -> None:
     )
     assert unpack(folder, data).json() == {"entries": 2, "bytes": 1}
     found = (folder.path / "f").stat()
-    assert (found.st_uid, found.st_mode & 0o7777) == (1000 if ROOT else os.geteuid(), 0o755)
+    assert (found.st_uid, found.st_mode & 0o7777) == (USER, 0o755)
     assert (folder.path / "d").stat().st_mode & 0o7777 == 0o1777
 
 

@@ -19,7 +19,7 @@ from agentcube.wire.inside.call import Call
 from agentcube.wire.inside.openapi import CALLS
 
 from .conftest import Answer, Keys, PicoD
-from .kernels import running
+from .kernels.kernel import running
 
 Event = dict[str, Any]
 

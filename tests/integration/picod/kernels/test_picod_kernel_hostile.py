@@ -6,21 +6,15 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from tests.integration.picod.conftest import ROOT, Keys, PicoD, open_files
 
-from .conftest import ROOT, Keys, PicoD, open_files
-from .kernels import Kernel, data_of, error_of, running, text_of
+from .kernel import Kernel, data_of, error_of, running, text_of
 
 CHANNEL = (
     "import gc, socket, os\n"
     "links = [one for one in gc.get_objects() if isinstance(one, socket.socket)]\n"
     "fd = next(one for one in links if one.type == socket.SOCK_SEQPACKET).fileno()\n"
 )
-
-
-@pytest.fixture(scope="module")
-def picod(keys: Keys) -> Iterator[PicoD]:
-    with running(keys) as picod:
-        yield picod
 
 
 @pytest.fixture(scope="module")

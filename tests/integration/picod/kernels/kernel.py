@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from .conftest import PYTHON, Keys, PicoD, _start
+from tests.integration.picod.conftest import PYTHON, Keys, PicoD, _start
 
 FORKER = str(Path(__file__).parent / "kernel_forker.py")
 PATH = f"{Path(PYTHON).parent}:/usr/local/bin:/usr/bin:/bin"

@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from tests.integration.picod.conftest import Keys, PicoD, eventually
 
-from .conftest import Keys, PicoD, eventually
-from .kernels import Kernel, running, text_of
+from .kernel import Kernel, running, text_of
 
 AT_ONCE = (
     "while :; do :; done",

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.integration.picod.conftest import Keys
 
 from agentcube.drivers.local.environments import Environments
 
 from . import ipython_cells, plain_ipython
-from .conftest import Keys
-from .kernels import Kernel, data_of, error_of, running, text_of
+from .kernel import Kernel, data_of, error_of, running, text_of
 
 pytestmark = pytest.mark.timeout(600)  # the first time the environment is built
 

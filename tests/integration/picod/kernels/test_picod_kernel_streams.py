@@ -3,24 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
+from tests.integration.picod.conftest import PicoD, Stream, descendants, eventually
 
-from .conftest import Keys, PicoD, Stream, descendants, eventually
-from .kernels import Kernel, running, text_of
-
-
-@pytest.fixture(scope="module")
-def picod(keys: Keys) -> Iterator[PicoD]:
-    with running(keys) as picod:
-        yield picod
-
-
-@pytest.fixture(scope="module")
-def kernel(picod: PicoD) -> Kernel:
-    return Kernel(picod)
+from .kernel import Kernel, text_of
 
 
 def begin(kernel: Kernel, code: str, **more: Any) -> Any:
