@@ -4,12 +4,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from tests.e2e.harness import eventually
 
 from agentcube.drivers.local.workspace import IMAGE, Workspaces
 from agentcube.errors import AgentCubeError, DriverFailed
@@ -35,13 +34,6 @@ def devices_over(folder: Path) -> list[str]:
         except OSError:  # freed meanwhile
             continue
     return [name for name in names if name.startswith(str(folder))]
-
-
-def eventually(condition: Callable[[], bool], within_s: float = 10) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "not in time"
-        time.sleep(0.01)
 
 
 def write_forever(fd: int) -> None:
@@ -105,7 +97,7 @@ def test_nothing_is_left_when_the_last_mount_is_closed(workspaces: Workspaces, t
     workspaces.destroy(tmp_path)
     assert not (tmp_path / IMAGE).exists()
     os.close(made.mount_fd)
-    eventually(lambda: devices_over(tmp_path) == [])
+    eventually(lambda: devices_over(tmp_path) == [], within=10)
 
 
 def test_a_server_killed_with_workspaces_leaves_no_device(workspaces: Workspaces, tmp_path: Path) -> None:
@@ -126,7 +118,7 @@ input()
         assert len(devices_over(tmp_path)) == 3
         server.send_signal(signal.SIGKILL)
         server.wait(timeout=10)
-    eventually(lambda: devices_over(tmp_path) == [])
+    eventually(lambda: devices_over(tmp_path) == [], within=10)
 
 
 def test_twenty_at_once_are_all_different(workspaces: Workspaces, tmp_path: Path) -> None:
@@ -146,7 +138,7 @@ def test_twenty_at_once_are_all_different(workspaces: Workspaces, tmp_path: Path
     finally:
         for mount in mounts:
             os.close(mount)
-    eventually(lambda: devices_over(tmp_path) == [])
+    eventually(lambda: devices_over(tmp_path) == [], within=10)
 
 
 def test_a_failed_one_leaves_nothing(workspaces: Workspaces, tmp_path: Path) -> None:
@@ -161,7 +153,7 @@ def test_a_failed_one_leaves_nothing(workspaces: Workspaces, tmp_path: Path) -> 
     with pytest.raises(DriverFailed, match="mount the workspace"):
         workspaces.create(tmp_path, SIZE, UID, UID)
     assert not (tmp_path / IMAGE).exists()
-    eventually(lambda: devices_over(tmp_path) == [])
+    eventually(lambda: devices_over(tmp_path) == [], within=10)
 
 
 def test_a_second_one_in_the_same_folder_is_refused_and_the_first_lives(

@@ -18,6 +18,7 @@ from agentcube.ports.store import Page, SessionQuery
 from agentcube.ports.tokens import Subject
 from agentcube.stores.memory import MemoryStore
 from agentcube.testing.clock import FakeClock
+from agentcube.testing.eventually import eventually
 from agentcube.testing.samples import sample_session
 from agentcube.up.workers.answering import Answering
 from agentcube.up.workers.link import LINE_BYTES_MAX, Link
@@ -74,12 +75,6 @@ async def linked(
             yield remote, answering
         ends[1][1].close()
         following.cancel()
-
-
-async def eventually(holds) -> None:  # type: ignore[no-untyped-def]
-    async with asyncio.timeout(20):
-        while not holds():
-            await asyncio.sleep(0.001)
 
 
 async def test_the_table_follows_the_store() -> None:

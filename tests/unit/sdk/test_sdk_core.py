@@ -1,22 +1,17 @@
-"""The pure half of the SDK: requests, answers, errors, retries, configuration."""
+"""The pure half of the SDK: requests, answers, errors, retries."""
 
 from __future__ import annotations
 
-import io
 import json
-import os
 import pickle
-import stat
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agentcube import errors as domain
-from agentcube.sdk._core import calls, config, requests, results
-from agentcube.sdk._core.auth import AuthProvider, TokenAuth
+from agentcube.sdk._core import calls, requests, results
 from agentcube.sdk._core.errors import (
     CommandExecutionError,
     InvalidArgument,
@@ -26,10 +21,7 @@ from agentcube.sdk._core.errors import (
     error_of,
     is_retryable,
 )
-from agentcube.sdk._core.localfile import PartFile
-from agentcube.sdk._core.multipart import Upload
 from agentcube.sdk._core.retry import Policy
-from agentcube.sdk._core.scripts import script
 
 WHERE = requests.place_of_session("http://h", "s-1")
 
@@ -148,101 +140,6 @@ def test_without_a_problem_document_the_status_decides() -> None:
     assert not is_retryable(503, b'{"retryable": false}')
 
 
-# --- configuration ----------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def local(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    monkeypatch.setattr(config, "SERVICE_ACCOUNT_TOKEN", tmp_path / "token")
-    file = config.local_config_path()
-    assert file == tmp_path / "agentcube" / "local.json"
-    file.parent.mkdir()
-    file.write_text('{"url": "http://127.0.0.1:1/", "api_key": "from-file"}')
-    return file
-
-
-def _found(env: dict[str, str] | None = None, **given: Any) -> tuple[str, str, str | None]:
-    servers = config.resolve(env=env or {}, **given)
-    token = servers.auth.get_token() if servers.auth else None
-    assert token is None or isinstance(token, str)
-    return servers.router_url, servers.manager_url, token
-
-
-FILE = "http://127.0.0.1:1"
-BOTH = {"ROUTER_URL": "http://r", "WORKLOAD_MANAGER_URL": "http://m"}
-
-
-@pytest.mark.usefixtures("local")
-@pytest.mark.parametrize(
-    ("env", "given", "expected"),
-    [
-        ({}, {}, (FILE, FILE, "from-file")),
-        ({"AGENTCUBE_API_KEY": "k"}, {}, (FILE, FILE, "k")),
-        ({"AGENTCUBE_URL": "http://e"}, {}, ("http://e", "http://e", None)),
-        ({"AGENTCUBE_URL": FILE}, {}, (FILE, FILE, "from-file")),
-        ({"AGENTCUBE_URL": "http://e", **BOTH}, {}, ("http://e", "http://e", None)),
-        (BOTH, {}, ("http://r", "http://m", None)),
-        ({"ROUTER_URL": "http://r"}, {}, ("http://r", "http://r", None)),
-        ({"WORKLOAD_MANAGER_URL": "http://m"}, {}, ("http://m", "http://m", None)),
-        (
-            {"AGENTCUBE_URL": "http://e"},
-            {"router_url": "http://x/base/"},
-            ("http://x/base", "http://x/base", None),
-        ),
-        (BOTH, {"router_url": "http://x"}, ("http://x", "http://m", None)),
-        (BOTH, {"url": "http://x", "token": "t"}, ("http://x", "http://x", "t")),
-        ({"AGENTCUBE_API_KEY": "k"}, {"url": "http://x", "token": "t"}, ("http://x", "http://x", "t")),
-        ({}, {"url": FILE, "auth": TokenAuth("a"), "token": "t"}, (FILE, FILE, "a")),
-    ],
-)
-def test_arguments_then_environment_then_file(
-    env: dict[str, str], given: dict[str, Any], expected: tuple[str, str, str | None]
-) -> None:
-    assert _found(env, **given) == expected
-
-
-def test_in_a_pod_the_service_account_speaks(local: Path, tmp_path: Path) -> None:
-    (tmp_path / "token").write_text("sa-token\n")
-    assert _found(BOTH)[2] == "sa-token"
-    assert _found()[2] == "from-file"
-    local.write_text('{"url": "http://127.0.0.1:1", "api_key": null}')
-    assert _found()[2] is None
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"url": 7}'])
-def test_a_damaged_file_is_as_good_as_none(local: Path, text: str) -> None:
-    local.write_text(text)
-    with pytest.raises(NotConfigured, match="agentcube up") as caught:
-        config.resolve(env={}, argument="router_url")
-    assert "router_url" in caught.value.detail
-
-
-@pytest.mark.parametrize(
-    "url", ["127.0.0.1:8080", "ftp://h", "http://", "http://h:x", "http://h?q", "http://[::1"]
-)
-def test_an_address_that_is_none_is_named(url: str) -> None:
-    with pytest.raises(InvalidArgument, match=r"http://127\.0\.0\.1:8080"):
-        config.resolve(url=url, token="t", env={})
-
-
-def test_tokens_fit_in_a_header_and_stay_out_of_sight() -> None:
-    assert isinstance(TokenAuth("abc"), AuthProvider)
-    assert "abc" not in repr(TokenAuth("abc"))
-    for bad in ("", "a b", "a\r\nx: y", "ä"):
-        with pytest.raises(ValueError):
-            TokenAuth(bad)
-
-
-def test_loopback_is_never_reached_through_a_proxy() -> None:
-    assert all(
-        config.is_loopback(f"http://{host}:1") for host in ("127.0.0.1", "127.9.9.9", "[::1]", "localhost")
-    )
-    assert not any(
-        config.is_loopback(f"http://{host}:1") for host in ("10.0.0.1", "localhost.example", "[::2]")
-    )
-
-
 # --- requests ---------------------------------------------------------------------------------------------
 
 
@@ -349,97 +246,3 @@ def test_answers_of_newer_servers_are_read_too() -> None:
         results.session_info({"phase": "Ready"}, "x")
     with pytest.raises(UnexpectedAnswer, match="items"):
         results.page(b'{"items": [1]}', "x")
-
-
-# --- scripts, uploads, local files ------------------------------------------------------------------------
-
-
-def test_scripts_never_share_a_name() -> None:
-    assert len({script("python", "pass").path for _ in range(100)}) == 100
-
-
-@pytest.mark.parametrize(
-    ("code", "source"),
-    [
-        ("a = 1\\nb = 2", "a = 1\nb = 2"),
-        ("print('x\\ny')", "print('x\\ny')"),
-        ("broken(\\n", "broken(\\n"),
-        ("x = '\\d'", "x = '\\d'"),
-        ("(" * 5000 + "\\n", "(" * 5000 + "\\n"),
-        ("nul\0\\n", "nul\0\\n"),
-    ],
-)
-def test_python_is_repaired_only_when_that_makes_it_valid(code: str, source: str) -> None:
-    made = script("py", code)
-    assert made.source == source
-    assert made.repaired is (code != source)
-    assert script("sh", code).source == code
-
-
-def _body(upload: Upload) -> bytes:
-    upload.rewind()
-    return b"".join(iter(upload.read, b""))
-
-
-def test_an_upload_is_read_from_where_it_stands_as_often_as_needed(tmp_path: Path) -> None:
-    file = tmp_path / "f"
-    file.write_bytes(b"0123456789")
-    for source in (io.BytesIO(b"0123456789"), file.open("rb")):
-        with source:
-            source.seek(4)
-            upload = Upload(source, {"path": "ä", "mode": "0644"})
-            assert _body(upload) == _body(upload)
-            assert len(_body(upload)) == upload.content_length
-            assert b"\r\n\r\n456789\r\n--" in _body(upload)
-
-
-def test_a_file_that_changes_while_it_is_sent(tmp_path: Path) -> None:
-    file = tmp_path / "f"
-    file.write_bytes(b"0123456789" * 100_000)
-    with file.open("rb") as source:
-        upload = Upload(source, {})
-        file.write_bytes(b"0123456789" * 200_000)
-        assert len(_body(upload)) == upload.content_length
-        os.truncate(file, 3)
-        with pytest.raises(InvalidArgument, match="shorter"):
-            _body(upload)
-
-
-def test_files_of_proc_have_no_size_and_are_not_empty() -> None:
-    with Path("/proc/self/status").open("rb") as source:
-        upload = Upload(source, {})
-        assert upload.content_length is None
-        assert b"Name:" in _body(upload)
-
-
-def test_a_part_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    target = tmp_path / "new" / "f"
-    with PartFile(target) as part:
-        part.write(b"new")
-        assert not target.exists()
-    assert target.read_bytes() == b"new"
-    target.chmod(0o640)
-    with pytest.raises(TypeError), PartFile(target) as part:
-        part.write([part.write(b"half")])  # type: ignore[arg-type,func-returns-value,list-item]
-    assert target.read_bytes() == b"new"
-    link = tmp_path / "link"
-    link.symlink_to(target)
-    with PartFile(link) as part:
-        part.write(b"newer")
-    assert link.is_symlink()
-    assert target.read_bytes() == b"newer"
-    assert stat.S_IMODE(target.stat().st_mode) == 0o640
-    assert [p.name for p in target.parent.iterdir()] == ["f"]
-    with pytest.raises(IsADirectoryError), PartFile(tmp_path):
-        pass
-
-
-def test_a_device_is_written_to_and_not_replaced(tmp_path: Path) -> None:
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-    with PartFile(pipe) as part:
-        part.write(b"through")
-    assert os.read(reading, 100) == b"through"
-    os.close(reading)
-    assert stat.S_ISFIFO(pipe.stat().st_mode)
