@@ -11,7 +11,6 @@ import os
 import struct
 from collections.abc import Iterable
 
-PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 PR_SET_NAME = 15
 PR_SET_CHILD_SUBREAPER = 36

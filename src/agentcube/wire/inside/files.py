@@ -9,7 +9,6 @@ from pydantic import Field
 from agentcube.wire.inside.call import BYTES, TAR, Answered, Asked, Call, Ping, Query, Time
 
 TAG = "Inside a session: files"
-FORM = "multipart/form-data"
 
 Path = Annotated[
     str,
