@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
@@ -34,8 +35,8 @@ from agentcube.up.builtin import BUILT_IN_LABEL, my_interpreter
 from agentcube.up.environment import manager_settings
 from agentcube.up.main import UpOptions, is_loopback
 from agentcube.up.paths import DataDir, env_cache_dir, remove_runtime_dir, runtime_dir
-from agentcube.up.routing import routing
-from agentcube.up.stores import open_store
+from agentcube.up.routing import Routing, routing
+from agentcube.up.stores import OpenedStore, open_store
 from agentcube.wire.names import BUILT_IN_INTERPRETER, BUILT_IN_NAMESPACE, PORTS_DOMAIN
 
 log = structlog.get_logger(__name__)
@@ -61,12 +62,7 @@ async def run(options: UpOptions, data_dir: DataDir, listeners: list[socket.sock
         stop = await stack.enter_async_context(stop_signals(LastResort(STOP_S).arm))
         signer = RsaSigner(load_or_make_key(data_dir.path / "keys"))
         auth, api_key = authenticator(options.auth, data_dir.path)
-        if options.auth == "none":
-            log.warning(
-                "NO AUTHENTICATION: everybody on this machine may use and end every session", auth="none"
-            )
-        if options.ports_domain == PORTS_DOMAIN and not is_loopback(options.host):
-            log.info("links to ports of sessions work on this machine only: see --ports-domain")
+        _warn(options)
         opened = await stack.enter_async_context(open_store(options.store, data_dir.path))
         store, clock = opened.store, opened.clock
         sockets = runtime_dir(data_dir.path)
@@ -111,40 +107,78 @@ async def run(options: UpOptions, data_dir: DataDir, listeners: list[socket.sock
         )
         url = f"{'http' if options.tls_cert is None else 'https'}://{address}"
         stack.callback(userconfig.remove, url)
-
-        async def started() -> None:
-            await api.listening()
-            await manager.recovered()
-            await data_plane.serving()
-            await _put_built_in(manager, options.pool)
-            data_dir.announce(url)
-            gc.collect()
-            gc.freeze()  # what is here now stays: collections need not look at it again
-            if not userconfig.write(url, api_key):
-                log.warning(
-                    "user config not written; clients need AGENTCUBE_URL", path=str(userconfig.path())
-                )
-            sys.stdout.write(f"ready {url}\n")
-            sys.stdout.flush()
-
-        async def drain() -> None:
-            manager.refuse()
-            await data_plane.drain()
-
-        async def clear() -> None:
-            if not options.keep:
-                try:
-                    await manager.clear()
-                    await opened.let_go()
-                except StoreFailed as exc:
-                    log.error("sessions not ended: the next start goes on with them", reason=exc.detail)
-            api.stop()
-
-        loops = {"router": data_plane.run, "manager": manager.run, "api": api.run}
-        await serve(
-            loops, stop=stop, started=started, drain=drain, drain_s=DRAIN_S, clear=clear, clear_s=CLEAR_S
+        server = _Server(
+            options=options,
+            data_dir=data_dir,
+            url=url,
+            api_key=api_key,
+            store=opened,
+            manager=manager,
+            api=api,
+            data_plane=data_plane,
         )
+        await server.run(stop)
     return 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Server:
+    """The parts together: how they begin and end."""
+
+    options: UpOptions
+    data_dir: DataDir
+    url: str
+    api_key: str | None
+    store: OpenedStore
+    manager: Manager
+    api: AppServer
+    data_plane: Routing
+
+    async def run(self, stop: StopSignal) -> None:
+        """Serve until `stop`."""
+        await serve(
+            {"router": self.data_plane.run, "manager": self.manager.run, "api": self.api.run},
+            stop=stop,
+            started=self._started,
+            drain=self._drain,
+            drain_s=DRAIN_S,
+            clear=self._clear,
+            clear_s=CLEAR_S,
+        )
+
+    async def _started(self) -> None:
+        await self.api.listening()
+        await self.manager.recovered()
+        await self.data_plane.serving()
+        await _put_built_in(self.manager, self.options.pool)
+        self.data_dir.announce(self.url)
+        gc.collect()
+        gc.freeze()  # what is here now stays: collections need not look at it again
+        if not userconfig.write(self.url, self.api_key):
+            log.warning("user config not written; clients need AGENTCUBE_URL", path=str(userconfig.path()))
+        sys.stdout.write(f"ready {self.url}\n")
+        sys.stdout.flush()
+
+    async def _drain(self) -> None:
+        self.manager.refuse()
+        await self.data_plane.drain()
+
+    async def _clear(self) -> None:
+        if not self.options.keep:
+            try:
+                await self.manager.clear()
+                await self.store.let_go()
+            except StoreFailed as exc:
+                log.error("sessions not ended: the next start goes on with them", reason=exc.detail)
+        self.api.stop()
+
+
+def _warn(options: UpOptions) -> None:
+    """Say what an operator may not have meant."""
+    if options.auth == "none":
+        log.warning("NO AUTHENTICATION: everybody on this machine may use and end every session", auth="none")
+    if options.ports_domain == PORTS_DOMAIN and not is_loopback(options.host):
+        log.info("links to ports of sessions work on this machine only: see --ports-domain")
 
 
 async def _environment(stop: StopSignal) -> None:
