@@ -1,16 +1,9 @@
 -- The record comes in two pieces, before and after the sandbox's JSON, which the entry has.
 local id, before, after, created, due, active, owner, pool, total_max, owner_max = unpack(ARGV)
 local name, expires, kept_ms, reservation = unpack(ARGV, 11)
-local taken = key_taken(name, created)
-if taken then
-  return taken
-end
-if redis.call('EXISTS', key('s:' .. id)) == 1 then
-  return {'exists'}
-end
-local bound = full(owner, total_max, owner_max)
-if bound then
-  return {'full', bound}
+local refusal = refused(id, name, created, owner, total_max, owner_max)
+if refusal then
+  return refusal
 end
 local ready = key('ready:' .. pool)
 local sandbox, json

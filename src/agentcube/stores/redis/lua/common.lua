@@ -64,6 +64,19 @@ local function key_taken(name, now)
   return tonumber(expires) > tonumber(now) and {'taken', record} or nil
 end
 
+-- The answer that keeps a new session from being made; nothing if it may be.
+local function refused(id, name, created, owner, total_max, owner_max)
+  local taken = key_taken(name, created)
+  if taken then
+    return taken
+  end
+  if redis.call('EXISTS', key('s:' .. id)) == 1 then
+    return {'exists'}
+  end
+  local bound = full(owner, total_max, owner_max)
+  return bound and {'full', bound} or nil
+end
+
 local function take_key(name, expires, kept_ms, record)
   if name ~= '' then
     redis.call('SET', key('key:' .. name), expires .. '\n' .. record, 'PX', kept_ms)
