@@ -6,7 +6,6 @@ links is made, and its size is bounded before it is believed.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import lzma
@@ -186,14 +185,7 @@ def _split(path: str) -> tuple[list[str], str]:
 
 def _opened(root: int, folder: list[str], member: tarfile.TarInfo) -> int:
     """The directory that an entry goes into, made where no earlier entry made it."""
-    for known in range(len(folder), -1, -1):
-        try:
-            found = kernel.open_in(root, "/".join(folder[:known]) or ".", f"find {member.name!r}")
-        except kernel.StepFailed as exc:
-            if exc.errno != errno.ENOENT:
-                raise
-            continue
-        break
+    found, known = kernel.open_deepest(root, folder, f"find {member.name!r}")
     for name in folder[known:]:
         try:
             os.mkdir(name, dir_fd=found)

@@ -172,6 +172,17 @@ def open_in(root: int, path: str, step: str) -> int:
     raise AssertionError("unreachable")
 
 
+def open_deepest(root: int, parts: Sequence[str], step: str) -> tuple[int, int]:
+    """As `open_in`: what is there of a path in parts, as deep as it is; and how many of the parts that are."""
+    for known in range(len(parts), 0, -1):
+        try:
+            return open_in(root, "/".join(parts[:known]), step), known
+        except StepFailed as exc:
+            if exc.errno != errno.ENOENT:
+                raise
+    return open_in(root, ".", step), 0
+
+
 def pivot_to_cwd(step: str) -> None:
     """Make the current directory (a mount) the root and let go of the old one (pivot_root(2), NOTES)."""
     call(step, "pivot_root", b".", b".")

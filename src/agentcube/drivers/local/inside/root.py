@@ -202,14 +202,7 @@ def _make_targets(targets: Sequence[tuple[str, bool]]) -> None:
 
 def _make_target(lower: int, target: str, *, folder: bool) -> None:
     parts = [part for part in target.split("/") if part]
-    for known in range(len(parts), -1, -1):
-        try:
-            found = kernel.open_in(lower, "/".join(parts[:known]) or ".", f"find {target} in the image")
-        except kernel.StepFailed as exc:
-            if exc.errno != errno.ENOENT:
-                raise
-            continue
-        break
+    found, known = kernel.open_deepest(lower, parts, f"find {target} in the image")
     if known == len(parts):
         os.close(found)
         return
