@@ -1,13 +1,16 @@
 """What the doctor says, and that it tries before it says it."""
 
+import errno
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from agentcube.drivers.local import doctor
+from agentcube.drivers.local import doctor, probes
 from agentcube.drivers.local.doctor import Check, checks, missing
+from agentcube.drivers.local.inside import kernel
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +120,22 @@ def test_environments_that_others_can_change_are_told_with_a_remedy(
     assert not check.ok
     assert "can be changed by others" in check.detail
     assert "XDG_CACHE_HOME" in check.remedy
+
+
+@pytest.mark.parametrize("trial", [probes.mount_api, probes.overlay])
+def test_a_trial_names_the_step_that_was_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, trial: Callable[[], str]
+) -> None:
+    """Not what tidying up met because of it."""
+
+    def refuse(*args: object) -> int:
+        raise kernel.StepFailed(errno.EPERM, "mount a tmpfs")
+
+    monkeypatch.setattr(kernel, "new_mount", refuse)
+    for enters in ("unshare", "set_private"):
+        monkeypatch.setattr(kernel, enters, lambda *args: None)
+    monkeypatch.setattr(probes, "_enter_user_namespace", lambda: None)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(kernel.StepFailed, match="mount a tmpfs"):
+        trial()
+    assert list(tmp_path.iterdir()) == []

@@ -68,36 +68,19 @@ def uid_range() -> str:
 
 def mount_api() -> str:
     """Detached mounts: fsopen, open_tree, mount_setattr, move_mount."""
-    _enter_user_namespace()
-    kernel.unshare(kernel.CLONE_NEWNS, "mount namespace")
-    kernel.set_private("make mounts private")
-    stage = tempfile.mkdtemp(prefix="agentcube-probe-")
-    try:
-        tmpfs = kernel.new_mount("tmpfs", {"size": "64k"}, kernel.NOSUID | kernel.NODEV, "mount a tmpfs")
-        _place(tmpfs, stage)
+    with _tmpfs(kernel.NOSUID | kernel.NODEV) as stage:
         copy = kernel.open_tree(stage, "copy a mount")
         kernel.set_mount(copy, "make a mount read-only", attributes=kernel.RDONLY)
-    finally:
-        kernel.call("unmount", "umount2", stage.encode(), 2)
-        os.rmdir(stage)
     return "fsopen, open_tree, mount_setattr, move_mount"
 
 
 def overlay() -> str:
     """An overlay mounted inside a user namespace."""
-    _enter_user_namespace()
-    kernel.unshare(kernel.CLONE_NEWNS, "mount namespace")
-    kernel.set_private("make mounts private")
-    stage = tempfile.mkdtemp(prefix="agentcube-probe-")
-    try:
-        _place(kernel.new_mount("tmpfs", {"size": "64k"}, 0, "mount a tmpfs"), stage)
+    with _tmpfs(0) as stage:
         for name in ("lower", "upper", "work"):
             os.mkdir(f"{stage}/{name}")
         options = {"lowerdir": f"{stage}/lower", "upperdir": f"{stage}/upper", "workdir": f"{stage}/work"}
         os.close(kernel.new_mount("overlay", {**options, "userxattr": None}, 0, "mount an overlay"))
-    finally:
-        kernel.call("unmount", "umount2", stage.encode(), 2)
-        os.rmdir(stage)
     return "mounted in a user namespace"
 
 
@@ -182,11 +165,25 @@ def _enter_user_namespace() -> None:
     Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
 
 
-def _place(mount: int, path: str) -> None:
-    target = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    kernel.attach(mount, target, "move a mount")
-    os.close(target)
-    os.close(mount)
+@contextmanager
+def _tmpfs(attributes: int) -> Iterator[str]:
+    """The path of a tmpfs in a mount namespace of our own."""
+    _enter_user_namespace()
+    kernel.unshare(kernel.CLONE_NEWNS, "mount namespace")
+    kernel.set_private("make mounts private")
+    stage = tempfile.mkdtemp(prefix="agentcube-probe-")
+    try:
+        mount = kernel.new_mount("tmpfs", {"size": "64k"}, attributes, "mount a tmpfs")
+        target = os.open(stage, os.O_PATH | os.O_CLOEXEC)
+        kernel.attach(mount, target, "move a mount")
+        os.close(target)
+        os.close(mount)
+        try:
+            yield stage
+        finally:
+            kernel.call("unmount", "umount2", stage.encode(), 2)
+    finally:
+        os.rmdir(stage)
 
 
 def _in_fork(work: Callable[[], None]) -> None:
