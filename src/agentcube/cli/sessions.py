@@ -12,9 +12,8 @@ import typer
 
 from agentcube.cli.inputs import NamespaceOption, OutputOption, connect, pairs, seconds
 from agentcube.cli.render import Output, as_json, line, plain, table, write_bytes
-from agentcube.errors import SessionFailed
 from agentcube.sdk._core.events import PhaseChanged
-from agentcube.sdk._core.results import SessionInfo
+from agentcube.sdk._core.results import SessionInfo, start_failure
 from agentcube.wire.names import BUILT_IN_INTERPRETER, BUILT_IN_NAMESPACE, PLURALS
 
 group = typer.Typer(name="session", help="Sessions of both kinds.", rich_markup_mode=None)
@@ -65,7 +64,7 @@ def create(
             metadata=pairs(metadata or [], "--metadata"),
         )
     if made.phase == "Failed":
-        raise SessionFailed(f"session {made.id} failed: {made.reason}: {made.message}")
+        raise start_failure(made)
     if output is Output.JSON:
         as_json(made.raw)
     else:

@@ -9,7 +9,6 @@ from typing import Any, Self
 
 import httpx2
 
-from agentcube.errors import SessionFailed
 from agentcube.sdk._async._connection import AsyncConnection
 from agentcube.sdk._async._primitives import whatever_happens
 from agentcube.sdk._async._stream import AsyncEventStream
@@ -296,7 +295,7 @@ class AsyncSandbox:
             made = results.session_info(results.object_of(response.content, request.what), request.what)
             self._id = made.id
             if made.phase == "Failed":
-                raise SessionFailed(f"session {made.id} failed: {made.reason}: {made.message}")
+                raise results.start_failure(made)
         except BaseException:
             await whatever_happens(self.close, "close the sandbox", within_s=DELETE_WITHIN_S)
             raise

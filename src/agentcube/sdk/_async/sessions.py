@@ -6,7 +6,6 @@ import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
-from agentcube.errors import SessionFailed
 from agentcube.sdk._async._calls import AsyncSandboxCalls
 from agentcube.sdk._async._connection import AsyncConnection
 from agentcube.sdk._async._stream import AsyncEventStream
@@ -96,7 +95,7 @@ class AsyncSessions:
         box = AsyncSandbox.of(self._connection, self._servers, made.id, keep=keep)
         if made.phase == "Failed":
             await box.delete()
-            raise SessionFailed(f"session {made.id} failed: {made.reason}: {made.message}")
+            raise results.start_failure(made)
         return box
 
     def sandbox(self, session_id: str) -> AsyncSandbox:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Self
 
+from agentcube.errors import SessionFailed
 from agentcube.sdk._core.display import ERROR_COLOUR, preformatted
 from agentcube.sdk._core.errors import CommandExecutionError, UnexpectedAnswer
 
@@ -264,6 +265,11 @@ def file_info(value: Mapping[str, Any]) -> FileInfo:
         is_dir=is_dir,
         modified=time_of(value.get("modified")),
     )
+
+
+def start_failure(made: SessionInfo) -> SessionFailed:
+    """What to raise for a session that was made and could not be started."""
+    return SessionFailed(f"session {made.id} failed: {made.reason}: {made.message}")
 
 
 def session_info(value: Mapping[str, Any], what: str) -> SessionInfo:

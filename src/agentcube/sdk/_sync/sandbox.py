@@ -10,7 +10,6 @@ from typing import Any, Self
 
 import httpx2
 
-from agentcube.errors import SessionFailed
 from agentcube.sdk._core import requests, results
 from agentcube.sdk._core.auth import AuthProvider
 from agentcube.sdk._core.config import Servers, resolve
@@ -239,7 +238,7 @@ class Sandbox:
             made = results.session_info(results.object_of(response.content, request.what), request.what)
             self._id = made.id
             if made.phase == "Failed":
-                raise SessionFailed(f"session {made.id} failed: {made.reason}: {made.message}")
+                raise results.start_failure(made)
         except BaseException:
             whatever_happens(self.close, "close the sandbox", within_s=DELETE_WITHIN_S)
             raise

@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
-from agentcube.errors import SessionFailed
 from agentcube.sdk._core import phases, requests, results
 from agentcube.sdk._core.config import Servers
 from agentcube.sdk._core.events import PhaseChanged
@@ -97,7 +96,7 @@ class Sessions:
         box = Sandbox.of(self._connection, self._servers, made.id, keep=keep)
         if made.phase == "Failed":
             box.delete()
-            raise SessionFailed(f"session {made.id} failed: {made.reason}: {made.message}")
+            raise results.start_failure(made)
         return box
 
     def sandbox(self, session_id: str) -> Sandbox:
