@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e import harness
+from tests.e2e.here import cli
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +26,13 @@ def server(tmp_path_factory: pytest.TempPathFactory, agents_dir: Path) -> Iterat
         tmp_path_factory.mktemp("up") / "data", "--allow-host-path", str(agents_dir)
     ) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def session(server: harness.Server) -> Iterator[str]:
+    """A session for a module's tests: its id."""
+    made = cli(server, "session", "create", "my-interpreter")
+    assert made.returncode == 0, made.stderr
+    id = made.stdout.decode().strip()
+    yield id
+    assert cli(server, "session", "delete", id).returncode == 0

@@ -3,23 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from tests.e2e import harness
 from tests.e2e.here import cli
 from tests.e2e.person import at_terminal
-
-
-@pytest.fixture(scope="module")
-def session(server: harness.Server) -> Iterator[str]:
-    made = cli(server, "session", "create", "my-interpreter")
-    assert made.returncode == 0, made.stderr
-    id = made.stdout.decode().strip()
-    yield id
-    assert cli(server, "session", "delete", id).returncode == 0
 
 
 def listed(server: harness.Server, session: str, folder: str) -> list[str]:

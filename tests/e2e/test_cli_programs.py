@@ -12,21 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
 from tests.e2e import harness
 from tests.e2e.here import cli
 
 WITHIN_S = 60.0
-
-
-@pytest.fixture(scope="module")
-def session(server: harness.Server) -> Iterator[str]:
-    made = cli(server, "session", "create", "my-interpreter")
-    assert made.returncode == 0, made.stderr
-    id = made.stdout.decode().strip()
-    yield id
-    assert cli(server, "session", "delete", id).returncode == 0
 
 
 @contextmanager
