@@ -17,6 +17,7 @@ from agentcube.manager.access import ACCESS, Access, authorise
 from agentcube.manager.edge import Edge, on_error, on_http, on_invalid
 from agentcube.manager.manager import Service
 from agentcube.manager.problem_docs import answers
+from agentcube.manager.routes_phases import phase_routes
 from agentcube.manager.routes_ports import port_routes
 from agentcube.manager.routes_sessions import compat_routes, session_routes
 from agentcube.manager.routes_templates import pool_routes, template_routes
@@ -54,6 +55,7 @@ def build_app(service: Service, verifier: Verifier, settings: ManagerSettings) -
     _health_routes(app, service)
     app.include_router(compat_routes(service, settings.public_address))
     app.include_router(session_routes(service))
+    app.include_router(phase_routes(service))
     app.include_router(port_routes(service, settings.ports_domain))
     app.include_router(template_routes(service))
     app.include_router(pool_routes(service))

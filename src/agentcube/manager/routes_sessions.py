@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 
 from agentcube.errors import Invalid
 from agentcube.manager.access import subject_of
 from agentcube.manager.calls import repeatable, unless_gone
 from agentcube.manager.creation import Wish, failure_of
-from agentcube.manager.event_stream import EventStream
 from agentcube.manager.manager import Service
 from agentcube.manager.present import compat_created, session_body
 from agentcube.manager.problem_docs import answers
@@ -115,9 +114,6 @@ def session_routes(service: Service) -> APIRouter:
     """`/v1/sessions`."""
     routes = APIRouter(prefix="/v1/sessions", tags=["Sessions"])
 
-    def shown(session: Session, usage: Usage | None = None) -> SessionBody:
-        return session_body(session, usage, stays_awake=service.sessions.stays_awake(session))
-
     @routes.post(
         "",
         status_code=201,
@@ -129,7 +125,7 @@ def session_routes(service: Service) -> APIRouter:
         """Answers once the session is Ready. A caller that leaves before that leaves no session behind."""
         session = await _create(service, _wish(body), request, response, body)
         response.headers["Location"] = f"/v1/sessions/{session.id}"
-        return shown(session)
+        return shown(service, session)
 
     @routes.get("", summary="List sessions", responses=answers(400, 401))
     async def list_sessions(
@@ -152,13 +148,13 @@ def session_routes(service: Service) -> APIRouter:
             ),
             subject_of(request),
         )
-        return SessionPage(items=[shown(s) for s in page.sessions], next_cursor=page.cursor)
+        return SessionPage(items=[shown(service, s) for s in page.sessions], next_cursor=page.cursor)
 
     @routes.get("/{id}", summary="Get a session", responses=answers(401, 404))
     async def get_session(id: SessionPath, request: Request) -> SessionBody:
         """The session, with what its sandbox uses now."""
         session = await service.sessions.get(SessionId(id), subject_of(request))
-        return shown(session, await service.sessions.usage(session))
+        return shown(service, session, await service.sessions.usage(session))
 
     @routes.patch("/{id}", summary="Change a session", responses=answers(400, 401, 404, 409))
     async def patch_session(id: SessionPath, body: PatchSession, request: Request) -> SessionBody:
@@ -171,58 +167,19 @@ def session_routes(service: Service) -> APIRouter:
             never_suspend=never,
             metadata=body.metadata or {},
         )
-        return shown(await service.sessions.change(SessionId(id), changes, subject_of(request)))
+        return shown(service, await service.sessions.change(SessionId(id), changes, subject_of(request)))
 
     @routes.delete("/{id}", status_code=204, summary="Delete a session", responses=answers(401, 404))
     async def delete_session(id: SessionPath, request: Request) -> None:
         """Answers when the sandbox is gone, or certain to go."""
         await service.sessions.delete(SessionId(id), subject_of(request))
 
-    @routes.post(
-        "/{id}/suspend", summary="Put a session to sleep", responses=answers(401, 404, 409, 502, 503)
-    )
-    async def suspend_session(id: SessionPath, request: Request) -> SessionBody:
-        """Answers once it is Paused: its processes stand still and keep their state; a request wakes it.
-        409 `session_busy` while requests of it are under way, `suspend_unsupported` where nothing can suspend.
-        Repeatable.
-        """
-        return shown(await service.sessions.suspend(SessionId(id), subject_of(request)))
-
-    @routes.post("/{id}/resume", summary="Wake a session", responses=answers(401, 404, 502, 503, 504))
-    async def resume_session(id: SessionPath, request: Request) -> SessionBody:
-        """Answers once it is Ready; that is what a request does by itself. 503 `wake_failed` when it could
-        not be woken: it is kept asleep. Repeatable.
-        """
-        return shown(await service.sessions.resume(SessionId(id), subject_of(request)))
-
-    @routes.get(
-        "/{id}/events",
-        summary="Watch a session's phases",
-        response_class=EventStream,
-        responses=answers(400, 401, 404, 429, 503),
-    )
-    async def session_events(
-        id: SessionPath,
-        request: Request,
-        after: Annotated[
-            int | None, Query(ge=0, description="Begin behind this change: 0 for all on record.")
-        ] = None,
-        last_event_id: Annotated[
-            int | None, Header(ge=0, description="The same, as clients of server-sent events ask for it.")
-        ] = None,
-    ) -> EventStream:
-        """Server-sent events (or `Accept: application/x-ndjson`, an object a line): each phase that the session
-        comes to, with reason and time, until it is Deleted. Begins with the present phase. A record keeps its
-        16 latest changes; `gap` tells of older ones that were asked for. Watching is no activity. The stream
-        also ends when the server stops: ask again.
-        """
-        caller = subject_of(request)
-        session = await service.sessions.get(SessionId(id), caller)
-        began = last_event_id if last_event_id is not None else after
-        told = service.events.follow(session, caller.name, after=began)
-        return await EventStream.begin(told, accept=request.headers.get("accept", ""))
-
     return routes
+
+
+def shown(service: Service, session: Session, usage: Usage | None = None) -> SessionBody:
+    """The session as its owner sees it."""
+    return session_body(session, usage, stays_awake=service.sessions.stays_awake(session))
 
 
 async def _create(
