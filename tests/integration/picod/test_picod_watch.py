@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -218,27 +219,133 @@ def test_every_file_that_is_made_fast_in_new_directories_is_told_once(folder: Fo
     )
     folder.shell("".join(f"python3 -c \"w='w{n}'\n{script}\" & " for n in range(3)) + "wait; mkdir mark")
     seen.until("create mark/")
-    names = {event["path"] for event in seen.events if event["event"] in ("create", "rename")}
-    known: set[str] = set()
-    for event in seen.events:  # what a client that keeps a picture has in the end
-        path = event.get("path", "")
-        if event["event"] == "create":
-            assert path not in known, path
-            known.add(path)
-        elif event["event"] == "rename":
-            old = event["from"]
-            moved = {p for p in known if p == old or p.startswith(old + "/")}
-            known = (known - moved) | {path + p[len(old) :] for p in moved}
-        elif event["event"] == "delete":
-            known.discard(path)
-    real = {
-        os.path.relpath(os.path.join(where, name), folder.picod.workspace)
-        for where, dirs, files in os.walk(folder.path)
+    told = [event["path"] for event in seen.events if event["event"] == "create"]
+    assert len(told) == len(set(told))
+    assert copied(seen.events) == real(folder)
+    assert len(real(folder)) == 3 * 60 * 9 + 1
+
+
+def copied(events: list[dict[str, Any]]) -> dict[str, bool]:
+    """What a client has in the end that keeps a copy of an empty directory: paths, and whether it is a directory."""
+    have: dict[str, bool] = {}
+
+    def taken(path: str) -> dict[str, bool]:
+        below = {p: have.pop(p) for p in list(have) if p == path or p.startswith(path + "/")}
+        return {p[len(path) :]: is_dir for p, is_dir in below.items()}
+
+    for event in events:
+        path, is_dir = event.get("path", ""), event.get("is_dir", False)
+        assert event["event"] != "overflow"
+        if event["event"] == "delete" or have.get(path) == (not is_dir):
+            taken(path)
+        if event["event"] == "rename":
+            below = taken(event["from"])
+            taken(path)
+            have.update({path + p: was for p, was in below.items()})
+        if event["event"] in ("create", "rename"):
+            have[path] = is_dir
+    return have
+
+
+def real(folder: Folder, below: str = "") -> dict[str, bool]:
+    """What there is, as `copied` has it."""
+    return {
+        os.path.relpath(os.path.join(where, name), folder.picod.workspace): name in dirs
+        for where, dirs, files in os.walk(folder.path / below)
         for name in dirs + files
     }
-    assert known == real
-    assert len(real) == 3 * 60 * 9 + 1
-    assert len(names) >= len(real)
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "mkdir d; : > d/1; mv d e; mkdir d; : > d/2",
+        "mkdir -p a/1 b; mv a b; mkdir -p a/2; mv b/a b/c; mv a b; mkdir a",
+        "mkdir -p d/x; : > d/x/f; mv d/x ../o/x; rmdir d; mv ../o/x d; mkdir d/x",
+        "mkdir -p d/e/f; mv d ../o/d; mv ../o/d/e d; mkdir d/g; mv ../o/d d/f/d",
+        "mkdir a; mv a b; : > a; mkdir c; mv c a2; mv a c; mv b a",
+        "mkdir -p x/y; mv x/y y; mv x y; mkdir x; mv y/x x; : > x/x/f",
+    ],
+)
+def test_a_copy_is_right_when_all_was_over_before_picod_looked(
+    folder: Folder, watch: Watch, script: str
+) -> None:
+    folder.shell("mkdir w o")
+    seen = watch(folder, "/w", "&recursive=true")
+    os.kill(folder.picod.pid, 19)  # SIGSTOP
+    try:
+        subprocess.run(["sh", "-ec", script], cwd=folder.path / "w", check=True)
+    finally:
+        os.kill(folder.picod.pid, 18)
+    eventually(lambda: copied(seen.events) == real(folder, "w"))
+
+
+def test_exchanged_names_are_all_there(folder: Folder, watch: Watch) -> None:
+    folder.shell("mkdir w o")
+    seen, shallow = watch(folder, "/w", "&recursive=true"), watch(folder, "/w")
+    folder.shell("mkdir -p w/a/1 w/b/2 w/c/c o/d/3; : > w/e; : > w/f; : > w/c/g; mkdir w/mark")
+    eventually(lambda: copied(seen.events) == real(folder, "w"))
+    for one, other in (("w/a", "w/b"), ("w/e", "w/f"), ("w/f", "w/c"), ("w/a", "o/d"), ("w/f/c", "w/b")):
+        exchange = f'import ctypes; print(ctypes.CDLL(None).renameat2(-100, b"{one}", -100, b"{other}", 2))'
+        assert folder.shell(f"python3 -c '{exchange}'") == "0\n"
+        eventually(lambda: copied(seen.events) == real(folder, "w"))
+        eventually(
+            lambda: (
+                copied(shallow.events) == {p: d for p, d in real(folder, "w").items() if p.count("/") == 2}
+            )
+        )
+
+
+CHAOS = """
+import ctypes, os, random, sys
+chance = random.Random(sys.argv[1])
+names = chance.choice(["ab", "abc", "abcdef"])
+
+def inside(base="w"):
+    at = base
+    for _ in range(chance.randint(0, 3)):
+        below = [entry.path for entry in os.scandir(at) if entry.is_dir()]
+        at = chance.choice(below) if below else at
+    return at
+
+def new(base="w"):
+    return inside(base) + "/" + chance.choice(names)
+
+def old(base="w"):
+    at = inside(base)
+    return at if at != base else new(base)
+
+def exchange(one, other):
+    ctypes.CDLL(None).renameat2(-100, one.encode(), -100, other.encode(), 2)
+
+acts = (
+    [lambda: os.mkdir(new())] * 6
+    + [lambda: os.makedirs(new() + "/a/b")]
+    + [lambda: os.rename(old(), new())] * 10
+    + [lambda: os.rmdir(old())] * 3
+    + [lambda: open(new(), "a").close(), lambda: open(new() + "f", "a").close()] * 2
+    + [lambda: os.unlink(new()), lambda: os.rename(new(), new())] * 2
+    + [lambda: os.rename(old(), new("o")), lambda: os.rename(old("o"), new())] * 2
+    + [lambda: os.rename(old("o"), new("o"))]
+    + [lambda: exchange(old(), new()), lambda: exchange(new(), new())]
+)
+for _ in range(400):
+    try:
+        chance.choice(acts)()
+    except OSError:
+        pass
+"""
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_copy_is_right_after_chaos(folder: Folder, watch: Watch, seed: int) -> None:
+    """Programs make, rename, exchange and remove directories and files, and move them out and in, at once."""
+    folder.shell("mkdir w o")
+    (folder.path / "chaos.py").write_text(CHAOS)
+    seen = watch(folder, "/w", "&recursive=true")
+    folder.shell("".join(f"python3 chaos.py {seed}-{n} & " for n in range(3)) + "wait; mkdir w/mark")
+    seen.until("create w/mark/")
+    eventually(lambda: copied(seen.events) == real(folder, "w"))
 
 
 def test_an_overflow_is_told_and_the_watch_goes_on(folder: Folder, watch: Watch) -> None:

@@ -2,6 +2,10 @@
 
 A new directory is watched first and read then, so nothing in it is missed; what a scan told of is not
 told again when its own event comes. A directory that moves takes its watch along.
+
+Directories are looked at as they are now, events tell of what was before: replayed on what was found, they may
+move the wrong one. So wherever a rename, or something found where it was not expected, leaves a doubt, that
+place is looked at again when no event is left, and what differs is told.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ import struct
 import time
 from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import Any, Union, cast
+from typing import Any, Union
 
 from agentcube.picod.files.entries import HIDDEN, REPLACES, text
 from agentcube.picod.files.files import Files
@@ -31,7 +35,12 @@ from agentcube.picod.files.watched import (
     IN_MOVED_TO,
     IN_Q_OVERFLOW,
     IN_UNMOUNT,
+    NOWHERE,
+    WATCHES_MAX,
+    Doubt,
+    Leaving,
     Node,
+    Place,
     Tree,
     upwards,
 )
@@ -43,12 +52,12 @@ LOOK_S = (
 )
 _READ_BYTES = 64 * 1024
 _EVENTS_AT_ONCE = 256
-_HELD_MAX = 4096
-_LOST_MAX = 1024  # directories that could not be found, which may turn up under another name
+_DOUBTS_MAX = 2 * WATCHES_MAX  # each of the directories may have moved
 _HEAD = struct.Struct("=iIII")  # watch, mask, cookie, length of the name
 
+_NAMES = IN_CREATE | IN_DELETE | IN_MOVED_FROM | IN_MOVED_TO
+
 Event = tuple[str, dict[str, Any]]
-_Raw = tuple[int, int, int, bytes]  # watch, mask, cookie, name
 
 
 @dataclass
@@ -62,16 +71,6 @@ class Batch:
 Steps = Generator[Union[Batch, None], None, None]
 
 
-@dataclass
-class _Leaving:
-    """The first half of a rename."""
-
-    node: Node
-    name: bytes
-    is_dir: bool
-    since: float
-
-
 class Watch:
     """One watch. Made in a worker thread; then `run` is its work, which ends with it and closes it."""
 
@@ -79,13 +78,9 @@ class Watch:
         self._tree = Tree(files, path)
         self._recursive = recursive
         self._events: list[Event] = []
-        self._written: dict[tuple[Node, bytes], float] = {}  # since when, oldest first
-        self._leaving: dict[int, _Leaving] = {}  # by cookie
-        self._held: list[_Raw] = []
-        self._settled = False  # something that events are held for
-        self._found: dict[Node, tuple[Node, bytes]] = {}
-        self._doubt: dict[tuple[Node, bytes], None] = {}
-        self._lost: dict[tuple[Node, bytes], None] = {}
+        self._written: dict[Place, float] = {}  # since when, oldest first
+        self._leaving: dict[int, Leaving] = {}  # by cookie
+        self._doubts: dict[Place, Doubt] = {}
         self._scanned: list[Node] = []
         self._over = False
 
@@ -130,42 +125,34 @@ class Watch:
             while at < len(data) and not self._over:
                 watch, mask, cookie, length = _HEAD.unpack_from(data, at)
                 at += _HEAD.size + length
-                name = data[at - length : at].rstrip(b"\x00")
-                if mask & IN_Q_OVERFLOW:
+                if mask & IN_Q_OVERFLOW or len(self._doubts) > _DOUBTS_MAX:
                     yield from self._start_anew()
-                else:
-                    yield from self._on_raw((watch, mask, cookie, name))
-                    yield from self._replay()
-            if self._over:
-                return
+                node = self._tree.nodes.get(watch)
+                if node is not None:  # else we watch it no longer
+                    yield from self._on_event(node, mask, cookie, data[at - length : at].rstrip(b"\x00"))
             self._flush(time.monotonic())
-            yield from self._replay()
             yield Batch(self._take()) if len(self._events) >= _EVENTS_AT_ONCE else None
         for node in self._scanned:
             node.seen.clear()  # what was in the queue when it was scanned has been read
         self._scanned.clear()
-        lost, self._lost = self._lost, {}
-        for node, name in lost:
-            yield from self._adopt(node, name)
-        if not self._leaving and not self._held:
-            yield from self._resolve()
+        self._flush(time.monotonic())
+        if not self._leaving and not self._over:
+            yield from self._settle()
         if nothing and not self._leaving and not self._written and not self._tree.is_in_place():
             self._end("gone")
-        self._flush(time.monotonic())
-        yield from self._replay()
 
     def _due(self) -> float:
         begins = [leaving.since for leaving in self._leaving.values()]
         begins.extend(list(self._written.values())[:1])
         if not begins:
-            return COALESCE_S if self._lost else LOOK_S
+            return COALESCE_S if self._doubts else LOOK_S
         return max(0.0, min(begins) + COALESCE_S - time.monotonic())
 
     def _flush(self, now: float) -> None:
         """Tell what has waited long enough."""
         for cookie, leaving in list(self._leaving.items()):
             if leaving.since + COALESCE_S <= now:
-                self._left_for_good(cookie)
+                self._leave([cookie])
         for key, since in list(self._written.items()):
             if since + COALESCE_S > now:
                 break
@@ -173,54 +160,23 @@ class Watch:
 
     # What events mean
 
-    def _on_raw(self, raw: _Raw) -> Steps:
-        """Interpret an event, or hold it until we know where its directory has gone."""
-        watch, mask, cookie, _ = raw
-        node = self._tree.nodes.get(watch)
-        if node is None:
-            return  # what we watch no longer
-        second_half = mask & IN_MOVED_TO and cookie in self._leaving
-        for other, leaving in list(self._leaving.items()):
-            # Both halves of a rename come before anything else of the directories it concerns.
-            # So what happens to a directory at a place where it was found says that it has got there.
-            child = leaving.node.children.get(leaving.name)
-            found = child is not None and self._found.get(child) == (node, raw[3])
-            if (found or leaving.node is node) and not (second_half and other == cookie):
-                self._left_for_good(other)
-        if second_half or not (self._held or self._is_leaving(node)):
-            yield from self._on_event(node, *raw[1:])
-            return
-        self._held.append(raw)
-        if len(self._held) > _HELD_MAX:
-            for other in list(self._leaving):
-                self._left_for_good(other)
-
-    def _is_leaving(self, node: Node) -> bool:
-        """Whether a directory above was renamed to we do not know yet where."""
-        if not self._leaving:
-            return False
-        moving = [leaving.node.children.get(leaving.name) for leaving in self._leaving.values()]
-        return any(above in moving for above in upwards(node))
-
-    def _replay(self) -> Steps:
-        """Go on with what was held, as far as that is possible now."""
-        while self._settled and self._held:
-            self._settled = False
-            held, self._held = self._held, []
-            for raw in held:
-                yield from self._on_raw(raw)
-        self._settled = False
-
     def _on_event(self, node: Node, mask: int, cookie: int, name: bytes) -> Steps:
         if not name:
             self._on_directory(node, mask)
             return
         is_dir = bool(mask & IN_ISDIR)
+        from_ = self._leaving.pop(cookie, None) if mask & IN_MOVED_TO else None
+        if mask & _NAMES:
+            self._doubts.pop((node, name), None)
+            # A directory stands still while a name in it is renamed: the other half would have come before this.
+            self._leave([other for other, leaving in self._leaving.items() if leaving.node is node])
+            if mask & IN_MOVED_FROM and node.arrived == name:
+                self._doubts[(node, name)] = Doubt()  # maybe exchanged for what arrived (RENAME_EXCHANGE)
+            node.arrived = name if mask & IN_MOVED_TO and not name.startswith(HIDDEN) else b""
         if mask & IN_MOVED_FROM:
-            self._leaving[cookie] = _Leaving(node, name, is_dir, time.monotonic())
+            self._leaving[cookie] = Leaving(node, name, is_dir, time.monotonic())
         elif mask & IN_MOVED_TO:
-            self._settled = True
-            yield from self._arrived(node, name, self._leaving.pop(cookie, None), is_dir=is_dir)
+            yield from self._arrived(node, name, from_, is_dir=is_dir)
         elif name.startswith(HIDDEN):
             return
         elif mask & IN_CREATE:
@@ -238,16 +194,22 @@ class Watch:
             elif mask & IN_MOVE_SELF:
                 self._end("gone")
         elif mask & IN_IGNORED and node.parent is not None:
-            self._doubt[(node.parent, node.name)] = None
-            self._tree.forget(node)
+            node.identity = NOWHERE  # which its parent tells next, if we have it where it was
+            self._doubts[(node.parent, node.name)] = Doubt()
+        elif mask & IN_MOVE_SELF:  # comes after both halves
+            self._leave(
+                [cookie for cookie, one in self._leaving.items() if one.node.children.get(one.name) is node]
+            )
 
     def _made(self, node: Node, name: bytes, *, is_dir: bool) -> Steps:
         if name in node.seen:
             node.seen.discard(name)
         else:
             self._tell("create", node, name, is_dir=is_dir)
-        if is_dir and self._recursive and name not in node.children:
-            yield from self._adopt(node, name)
+        if name in node.children:
+            self._doubts[(node, name)] = Doubt()
+        elif is_dir and self._recursive:
+            yield from self._look(node, name, told=True)
 
     def _gone(self, node: Node, name: bytes, *, is_dir: bool) -> None:
         node.seen.discard(name)
@@ -256,114 +218,144 @@ class Watch:
         if name in node.children:
             self._tree.forget(node.children[name])
 
-    def _arrived(self, node: Node, name: bytes, from_: _Leaving | None, *, is_dir: bool) -> Steps:
+    def _arrived(self, node: Node, name: bytes, from_: Leaving | None, *, is_dir: bool) -> Steps:
         """The second half of a rename; without the first it came from outside."""
+        if from_ is not None and not self._tree.is_live(from_.node):
+            from_ = None  # told with the directory it was in
         if from_ is not None and from_.name.startswith(HIDDEN):
             if from_.name.endswith(REPLACES) and not name.startswith(HIDDEN):
                 self._written.setdefault((node, name), time.monotonic())
                 return
             from_ = None
-        if name.startswith(HIDDEN):
-            if from_ is not None:
-                self._gone(from_.node, from_.name, is_dir=is_dir)
-        elif from_ is None:
+        if from_ is not None and (name.startswith(HIDDEN) or not self._may_move(from_, node)):
+            self._gone(from_.node, from_.name, is_dir=is_dir)
+            from_ = None
+        if name.startswith(HIDDEN) or not self._tree.is_live(node):
+            return
+        if from_ is None:
             yield from self._made(node, name, is_dir=is_dir)
             if not is_dir:
                 self._written.setdefault((node, name), time.monotonic())
         else:
             yield from self._renamed(from_, node, name)
 
-    def _renamed(self, from_: _Leaving, node: Node, name: bytes) -> Steps:
-        old = (from_.node, from_.name)
+    def _may_move(self, from_: Leaving, node: Node) -> bool:
+        """Whether what we have there is what was renamed, as far as one can tell."""
+        child = from_.node.children.get(from_.name)
+        return child is None or (from_.is_dir and child not in upwards(node))
+
+    def _renamed(self, from_: Leaving, node: Node, name: bytes) -> Steps:
+        old, new = (from_.node, from_.name), (node, name)
         if old in self._written:
             self._tell_written(old)
-        self._written.pop((node, name), None)  # what was there is replaced
+        self._written.pop(new, None)  # what was there is replaced
         from_.node.seen.discard(from_.name)
         node.seen.discard(name)
-        self._tell("rename", node, name, is_dir=from_.is_dir, from_=self._text(from_))
+        self._tell("rename", *new, is_dir=from_.is_dir, from_=text(b"/".join(self._tree.path(*old))))
         child = from_.node.children.get(from_.name)
+        replaced = node.children.get(name)
+        if replaced is not None and replaced is not child:
+            self._tree.forget(replaced)
         if child is not None:
-            self._found.pop(child, None)
-            self._tree.move(child, node, name)
+            self._tree.move(child, *new)
+            self._doubts[new] = Doubt()
         elif from_.is_dir and self._recursive:
-            yield from self._adopt(node, name)
+            yield from self._look(*new, told=True)
 
-    def _left_for_good(self, cookie: int) -> None:
-        leaving = self._leaving.pop(cookie)
-        self._settled = True
-        child = leaving.node.children.get(leaving.name)
-        place = None if child is None else self._found.pop(child, None)
-        if child is not None and place is not None and self._tree.is_live(place[0]):
-            self._tell("rename", *place, is_dir=True, from_=self._text(leaving))
-            self._tree.move(child, *place)
-        elif not leaving.name.startswith(HIDDEN):
-            self._gone(leaving.node, leaving.name, is_dir=leaving.is_dir)
+    def _leave(self, cookies: list[int]) -> None:
+        """These were renamed to somewhere outside."""
+        for cookie in cookies:
+            leaving = self._leaving.pop(cookie)
+            if self._tree.is_live(leaving.node) and not leaving.name.startswith(HIDDEN):
+                self._gone(leaving.node, leaving.name, is_dir=leaving.is_dir)
 
-    def _text(self, leaving: _Leaving) -> str:
-        return text(b"/".join(self._tree.path(leaving.node, leaving.name)))
+    # Looking at what there is
 
-    # Directories that come up
+    def _settle(self) -> Steps:
+        """Look where events and what was found may not fit, and tell what does not fit twice."""
+        doubts, self._doubts = self._doubts, {}
+        for (node, name), doubt in doubts.items():
+            yield None
+            if not self._tree.is_live(node) or self._tree.fits(node, name):
+                continue
+            if not doubt.differs:
+                self._doubts.setdefault((node, name), Doubt(doubt.told, differs=True))
+                continue
+            if name in node.children:
+                self._drop(node.children[name])
+            yield from self._look(node, name, told=doubt.told, settled=True)
 
-    def _resolve(self) -> Steps:
-        """Look where events and what was found do not fit: something went so fast that we took one for another."""
-        for node, place in self._found.items():
-            self._doubt[place] = None
-            if self._tree.is_live(node):
-                self._doubt[(cast(Node, node.parent), node.name)] = None
-                self._tree.forget(node)
-        self._found.clear()
-        doubt, self._doubt = self._doubt, {}
-        for place in doubt:
-            yield from self._adopt(*place, tell=False)
+    def _look(self, node: Node, name: bytes, *, told: bool, settled: bool = False) -> Steps:
+        """Watch the directory that is `name` in `node`, if there is one, and tell what is in it.
 
-    def _adopt(self, node: Node, name: bytes, *, tell: bool = True) -> Steps:
-        """Watch a directory that an event told of, and tell what is in it, or else that it has to be looked at."""
-        if not self._tree.is_live(node):
+        `told`: that it is there. `settled`: no event is to come that tells what else is there.
+        """
+        fd = self._open(node, name, told=told, settled=settled) if self._tree.is_live(node) else -1
+        if fd < 0:
             return
         try:
-            above = self._tree.open(node)
-        except OSError as exc:
-            if exc.errno not in SWAPPED and exc.errno != errno.ESTALE:
-                self._tell("overflow", node, name, is_dir=True)
-                return
-            self._lost[(node, name)] = None  # one above it moved meanwhile, which an event to come will tell
-            if len(self._lost) > _LOST_MAX:
-                yield from self._start_anew()
-            return
-        try:
-            fd = os.open(name, OPEN_DIRECTORY, dir_fd=above)
-        except OSError as exc:
-            if exc.errno not in SWAPPED:
-                self._tell("overflow", node, name, is_dir=True)
-            return
-        finally:
-            os.close(above)
-        try:
-            if not tell:
-                self._tell("overflow", node, name, is_dir=True)
-            yield from self._scan(fd, node, name, tell=tell)
+            if self._recursive:
+                yield from self._scan(fd, node, name, told=told, settled=settled)
+            else:
+                self._tell("create", node, name, is_dir=True)
         except Problem:
             self._tell("overflow", node, name, is_dir=True)  # too many, or too deep: we are blind there
         finally:
             os.close(fd)
 
-    def _look(self, fd: int, parent: Node, name: bytes) -> Node | None:
+    def _open(self, node: Node, name: bytes, *, told: bool, settled: bool) -> int:
+        """The directory that is `name` in `node`; -1 if there is none, or it cannot be reached."""
+        try:
+            above = self._tree.open(node)
+        except OSError as exc:
+            if exc.errno in SWAPPED or exc.errno == errno.ESTALE:
+                # One above it moved meanwhile, which an event to come will tell.
+                self._doubts[(node, name)] = Doubt(told)
+            else:
+                self._tell("overflow", node, name, is_dir=True)
+            return -1
+        try:
+            return os.open(name, OPEN_DIRECTORY, dir_fd=above)
+        except OSError as exc:
+            if exc.errno not in SWAPPED:
+                self._tell("overflow", node, name, is_dir=True)
+            elif settled and exc.errno != errno.ENOENT:
+                self._tell("create", node, name, is_dir=False)
+            return -1
+        finally:
+            os.close(above)
+
+    def _drop(self, node: Node) -> None:
+        """It is not where we have it: tell that, and watch it no longer."""
+        if node.parent is not None:
+            self._doubts[(node.parent, node.name)] = Doubt()
+            self._gone(node.parent, node.name, is_dir=True)
+
+    def _watch(
+        self, fd: int, parent: Node, name: bytes, *, told: bool = False, settled: bool = False
+    ) -> Node | None:
         """Watch a directory that was found; None when it is watched already.
 
-        Then it was moved there: the events of that are to come, but for what came before `parent`
-        was watched. Until then it stays where they have left it.
+        Then it was moved there. The events of that are to come, but for what came before `parent` was watched.
         """
         node, new = self._tree.add(fd, parent, name)
         if new:
             return node
-        if (node.parent, node.name) != (parent, name):
-            self._found[node] = (parent, name)
+        if (node.parent, node.name) == (parent, name) or node.parent is None:
+            return None
+        if settled:
+            self._drop(node)
+            return self._tree.add(fd, parent, name)[0] if self._tree.is_live(parent) else None
+        self._doubts[(node.parent, node.name)] = Doubt()
+        self._doubts[(parent, name)] = Doubt(told)
         return None
 
-    def _scan(self, fd: int, parent: Node, name: bytes, *, tell: bool = True) -> Steps:
-        node = self._look(fd, parent, name)
+    def _scan(self, fd: int, parent: Node, name: bytes, *, told: bool, settled: bool) -> Steps:
+        node = self._watch(fd, parent, name, told=told, settled=settled)
         if node is None:
             return
+        if not told:
+            self._tell("create", parent, name, is_dir=True)
         way: list[Node | None] = [node]
         for step in walk(fd, self._tree.path(node), tolerant=True):
             above = way[-1]
@@ -371,8 +363,8 @@ class Watch:
                 way.pop()
                 continue
             if step.fd >= 0:
-                way.append(None if above is None else self._look(step.fd, above, step.names[-1]))
-            if not tell or above is None or (step.fd >= 0 and way[-1] is None):
+                way.append(None if above is None else self._watch(step.fd, above, step.names[-1]))
+            if above is None or (step.fd >= 0 and way[-1] is None):
                 yield None
                 continue
             if not above.seen:
@@ -393,7 +385,7 @@ class Watch:
                 if step.leaving:
                     way.pop()
                 elif step.fd >= 0:
-                    way.append(None if above is None else self._look(step.fd, above, step.names[-1]))
+                    way.append(None if above is None else self._watch(step.fd, above, step.names[-1]))
                 yield None
         finally:
             os.close(top)
@@ -404,10 +396,7 @@ class Watch:
         self._say("overflow", (), is_dir=True)
         self._written.clear()
         self._leaving.clear()
-        self._held.clear()
-        self._lost.clear()
-        self._doubt.clear()
-        self._found.clear()
+        self._doubts.clear()
         for node in list(self._tree.root.children.values()):
             self._tree.forget(node)
         if self._recursive:

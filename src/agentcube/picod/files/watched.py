@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from agentcube.picod import linux
 from agentcube.picod.files.entries import refuse, shown
@@ -25,10 +27,18 @@ _MASK = (
 )  # fmt: skip
 
 
-class Node:
-    """A watched directory. `seen` are names in it that a scan told of, whose own events may be to come."""
+NOWHERE = (0, 0)
+"""The identity of a directory that is no more: its number may be another's."""
 
-    __slots__ = ("children", "identity", "name", "parent", "seen", "watch")
+
+class Node:
+    """A watched directory.
+
+    `seen` are names in it that a scan told of, whose own events may be to come; `arrived` is the name that its
+    latest event was about, if something was renamed to that.
+    """
+
+    __slots__ = ("arrived", "children", "identity", "name", "parent", "seen", "watch")
 
     def __init__(self, watch: int, identity: tuple[int, int], parent: Node | None, name: bytes) -> None:
         self.watch = watch
@@ -37,6 +47,35 @@ class Node:
         self.name = name
         self.children: dict[bytes, Node] = {}
         self.seen: set[bytes] = set()
+        self.arrived = b""
+
+    def is_same(self, found: os.stat_result) -> bool:
+        """Whether `found` is this directory."""
+        return stat.S_ISDIR(found.st_mode) and (found.st_dev, found.st_ino) == self.identity
+
+
+Place = tuple[Node, bytes]
+"""A name in a watched directory."""
+
+
+class Leaving(NamedTuple):
+    """The first half of a rename."""
+
+    node: Node
+    name: bytes
+    is_dir: bool
+    since: float
+
+
+class Doubt(NamedTuple):
+    """Of a place that may not be as we have it.
+
+    `told`: that there is a directory, though we do not watch it. `differs`: it was looked at, and was not as
+    we have it; when all events until then are read and none explains that, none will.
+    """
+
+    told: bool = False
+    differs: bool = False
 
 
 class Tree:
@@ -89,13 +128,27 @@ class Tree:
                 below = os.open(name, OPEN_DIRECTORY, dir_fd=fd)
                 os.close(fd)
                 fd = below
-            found = os.fstat(fd)
-            if (found.st_dev, found.st_ino) != node.identity:
+            if not node.is_same(os.fstat(fd)):
                 raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         except OSError:
             os.close(fd)
             raise
         return fd
+
+    def fits(self, node: Node, name: bytes) -> bool:
+        """Whether what is `name` in `node` now is the directory that we have there, or is nothing if we have none."""
+        child = node.children.get(name)
+        try:
+            above = self.open(node)
+        except OSError:
+            return False
+        try:
+            found = os.stat(name, dir_fd=above, follow_symlinks=False)
+        except OSError:
+            return child is None
+        finally:
+            os.close(above)
+        return child is not None and child.is_same(found)
 
     def path(self, node: Node, *below: bytes) -> tuple[bytes, ...]:
         """The names of `node`, as the events so far tell, and those below it."""
