@@ -32,6 +32,7 @@ from agentcube.model.lifecycle import LIVE, Phase, Trigger
 from agentcube.model.plan import BeginDelete, BeginSuspend, Seen, plan
 from agentcube.model.sandbox import Sandbox
 from agentcube.model.session import IDLE_ENOUGH, SUSPEND_FAILED, WAKE_FAILED, Session
+from agentcube.model.template import Template
 from agentcube.ports.clock import Clock
 from agentcube.ports.driver import SandboxDriver, Suspendable
 from agentcube.ports.tokens import Signer
@@ -58,7 +59,9 @@ class Acts:
     async def launch(self, session: Session, flight: Flight) -> None:
         """Make the sandbox; the session becomes Running, or Failed with the driver's reason.
 
-        Earlier starts may go on somewhere: each makes a sandbox of its own, which nobody will want.
+        Earlier starts may go on somewhere: each makes a sandbox of its own, which nobody will want. This one's
+        is destroyed only once the record says that nobody wants it: otherwise the next pass goes on with it, and
+        what was asked here may yet be done then.
         """
         *before, own = started_for(session)
         for id in before:
@@ -78,28 +81,31 @@ class Acts:
             )
             async with flight.starting(self._settings.start_timeout_s), self._starts:
                 sandbox = await self._driver.create(spec)
+            outcome = _provisioning(sandbox, template)
         except StoreFailed:
             raise
         except Interrupted:
-            await self._discard(own)  # it is to be deleted, or whoever has it now makes another
+            if await self._is_unwanted(session):
+                await self._discard(own)
             raise
         except AgentCubeError as exc:
-            await self._discard(own)
-            await self._fail(session.id, exc)
-            return
-
-        def provisioned(now: Session) -> Session | None:
-            if now.phase is not Phase.PENDING:
-                return None
-            # The template may have been put again since the session was accepted: it is what was started.
-            current = replace(now, sandbox=sandbox, generation=template.generation, routes=template.routes)
-            return current.advanced(Trigger.PROVISION)
-
+            outcome = _failing(exc.code, exc.detail)
         try:
-            await self._records.finish(session.id, provisioned)
+            now = await self._records.finish(session.id, outcome)
         except (Interrupted, SessionNotFound):
             await self._discard(own)  # whoever has the session now makes another
             raise
+        if now.phase is Phase.FAILED:
+            self._told(now)
+            await self._discard(own)
+
+    async def _is_unwanted(self, session: Session) -> bool:
+        """Whether the start that `session` was read for is nobody's any more."""
+        try:
+            now = await self._records.store.get(session.id)
+        except SessionNotFound:
+            return True
+        return now.phase is not Phase.PENDING or now.attempt != session.attempt
 
     async def bind(self, session: Session, flight: Flight) -> None:
         """Tie the sandbox to the session and wait until it answers; Ready, or Failed with the reason."""
@@ -141,7 +147,7 @@ class Acts:
         """
         try:
             async with self._sleeping(flight):
-                asleep = await self._suspendable().suspend(_sandbox_of(session), fence=session.revision)
+                asleep = await self._suspendable().suspend(_sandbox_of(session), fence=_fence(session))
         except AgentCubeError as exc:
             log.warning("suspend failed", session=session.id, error=exc.code, detail=exc.detail)
             await self.revive(session, flight, reason=SUSPEND_FAILED, message=exc.detail)
@@ -159,8 +165,9 @@ class Acts:
         trigger = Trigger.REVIVE
         try:
             async with self._sleeping(flight):
-                # Above the suspension's own, which may come late: its call can outlive our waiting for it.
-                awake = await self._suspendable().resume(_sandbox_of(session), fence=session.revision + 1)
+                # The suspension's own call may come late, as it can outlive our waiting for it.
+                fence = _fence(session, undoing=True)
+                awake = await self._suspendable().resume(_sandbox_of(session), fence=fence)
         except AgentCubeError as exc:
             log.warning("suspension not undone", session=session.id, error=exc.code, detail=exc.detail)
             trigger, awake = Trigger.SUSPENDED, _sandbox_of(session)
@@ -177,7 +184,7 @@ class Acts:
         """Wake the sandbox; the session is Ready, or Paused again with the reason."""
         try:
             async with self._sleeping(flight):
-                awake = await self._suspendable().resume(_sandbox_of(session), fence=session.revision)
+                awake = await self._suspendable().resume(_sandbox_of(session), fence=_fence(session))
         except AgentCubeError as exc:
             log.warning("wake failed", session=session.id, error=exc.code, detail=exc.detail)
             message = exc.detail
@@ -279,6 +286,25 @@ class Acts:
         if not isinstance(self._driver, Suspendable):
             raise DriverFailed(f"driver {self._driver.name} cannot suspend")
         return self._driver
+
+
+def _fence(session: Session, *, undoing: bool = False) -> int:
+    """What tells a driver which of two calls is late: above those for older records.
+
+    That which undoes a call lies between it and those for newer records, which another manager may write.
+    """
+    return 2 * session.revision + undoing
+
+
+def _provisioning(sandbox: Sandbox, template: Template) -> Edit:
+    # The template may have been put again since the session was accepted: it is what was started.
+    return lambda now: (
+        replace(now, sandbox=sandbox, generation=template.generation, routes=template.routes).advanced(
+            Trigger.PROVISION
+        )
+        if now.phase is Phase.PENDING
+        else None
+    )
 
 
 def _failing(reason: str, message: str) -> Edit:

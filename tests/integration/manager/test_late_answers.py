@@ -11,8 +11,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
 from agentcube.drivers.fake import FakeDriver, FakeMachine
-from agentcube.errors import AgentCubeError, DriverFailed, StoreFailed, SuspendFailed
-from agentcube.manager.creation import Wish
+from agentcube.errors import AgentCubeError, DriverFailed, StartFailed, StoreFailed, SuspendFailed
+from agentcube.manager.creation import Repeatable, Wish
 from agentcube.manager.manager import Manager
 from agentcube.manager.orphans import Orphans
 from agentcube.manager.settings import ManagerSettings
@@ -107,6 +107,81 @@ async def test_a_suspend_that_comes_after_it_was_undone_does_nothing(key: RSAPri
         assert session.sandbox is not None
         assert not machine.boxes[session.sandbox.id].asleep
         assert (await sessions.suspend(session.id, LOCAL)).phase is Phase.PAUSED  # and the next one counts
+
+
+async def test_a_revival_that_comes_after_another_manager_suspended_does_nothing(key: RSAPrivateKey) -> None:
+    go_on = asyncio.Event()
+
+    class Held(FakeDriver):
+        """Of a manager that stands still: its calls arrive much later."""
+
+        async def suspend(self, sandbox: Sandbox, *, fence: int) -> Sandbox:
+            await go_on.wait()
+            raise DriverFailed("no luck")
+
+    async def standing_still(id: SessionId, flight: Any) -> None:
+        """It neither renews its hold nor hears that another has it."""
+
+    async def is_paused() -> bool:
+        return (await store.get(session.id)).phase is Phase.PAUSED
+
+    store, machine = MemoryStore(), FakeMachine()
+    lease: dict[str, Any] = {"replicated": True, "lease_s": 0.3}
+    held, other = Held(machine), FakeDriver(machine)
+    async with managing(store, held, key, **lease) as manager:
+        session = await manager.service.sessions.create(Wish(template=KEY), LOCAL)
+        assert session.sandbox is not None
+        manager._reconciler._renew = standing_still  # type: ignore[method-assign]
+        suspending = asyncio.ensure_future(manager.service.sessions.suspend(session.id, LOCAL))
+        async with managing(store, other, key, **lease):
+            await eventually(is_paused)
+            go_on.set()
+            await eventually(lambda: ("resume", session.sandbox.id) in held.calls)  # type: ignore[union-attr]
+            assert (await suspending).phase is Phase.PAUSED
+            assert machine.boxes[session.sandbox.id].asleep
+
+
+async def test_a_start_is_not_destroyed_that_may_still_be_wanted(key: RSAPrivateKey) -> None:
+    """Its failure could not be stored, so it is tried again: what was asked before must not hurt that."""
+    go_on = asyncio.Event()
+    late: list[asyncio.Future[None]] = []
+
+    class Far(FakeDriver):
+        """Whoever destroys hears that it failed, and it is done all the same, much later."""
+
+        async def destroy(self, id: SandboxId) -> None:
+            async def call() -> None:
+                await go_on.wait()
+                await super(Far, self).destroy(id)
+
+            late.append(asyncio.ensure_future(call()))
+            raise DriverFailed("no answer in time")
+
+    class Down(MemoryStore):
+        """Out of reach when the first session fails."""
+
+        failures = 1
+
+        async def replace(self, session: Any, **more: Any) -> Any:
+            if session.phase is Phase.FAILED and self.failures:
+                self.failures -= 1
+                raise StoreFailed("the store is out of reach")
+            return await super().replace(session, **more)
+
+    store, machine = Down(), FakeMachine()
+    driver = Far(machine)
+    driver.fail("create", StartFailed("no luck"))
+    async with managing(store, driver, key) as manager:
+        sessions = manager.service.sessions
+        repeat = Repeatable("key", "body")
+        with pytest.raises(StoreFailed):
+            await sessions.create(Wish(template=KEY), LOCAL, repeat)
+        session = await sessions.create(Wish(template=KEY), LOCAL, repeat)
+        assert session.phase is Phase.READY
+        assert session.sandbox is not None
+        go_on.set()
+        await asyncio.gather(*late)
+        assert session.sandbox.id in machine.boxes
 
 
 async def test_a_hold_that_a_store_does_not_answer_for_does_not_hold_up_the_others(

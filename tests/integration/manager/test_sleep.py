@@ -171,7 +171,7 @@ async def test_a_suspension_that_is_late_is_refused(world, timed) -> None:
     await eventually(lambda: count(world, "suspend") == 1)
     pausing = world.store.peek(session.id)
     ready = replace(pausing, phase=Phase.READY, hold=None, message="the other one was faster")
-    await world.driver.resume(session.sandbox, fence=pausing.revision + 1)
+    await world.driver.resume(session.sandbox, fence=2 * pausing.revision + 1)
     await world.store.replace(ready)
     gate.set()
     with pytest.raises(SessionBusy):
