@@ -249,18 +249,21 @@ class Creations:
             raise SessionFailed("the session was deleted while it started", session=id) from None
 
     async def _cold_instead(self, failed: Session) -> Session:
-        """The warm sandbox was no good: the same session, which nobody knows yet, from a cold start."""
+        """The warm sandbox was no good: the same session, which nobody knows yet, from a cold start.
+
+        It stays Failed when it still has that sandbox; for ever, as its client is told so.
+        """
         log.warning("warm sandbox unusable, starting cold", session=failed.id, reason=failed.reason)
-        if failed.sandbox is not None:
-            return failed  # it could not even be destroyed
 
         def anew(now: Session) -> Session | None:
-            if now.phase is not Phase.FAILED or now.sandbox is not None or not now.from_pool:
+            if now.phase is not Phase.FAILED or not now.from_pool:
                 return None  # somebody else who waits for it has done so
+            if now.sandbox is not None:  # it could not even be destroyed
+                return replace(now, from_pool=False)
             return replace(now, phase=Phase.PENDING, reason="", message="", from_pool=False)
 
-        await self._records.change(failed.id, anew)
-        return await self._settled(failed.id)
+        session = await self._records.change(failed.id, anew)
+        return session if session.phase is Phase.FAILED else await self._settled(failed.id)
 
     def _abandon(self, session: Session) -> None:
         """The caller left before it had its answer."""

@@ -18,7 +18,7 @@ from agentcube.manager.orphans import Orphans
 from agentcube.manager.settings import ManagerSettings
 from agentcube.model.ids import SandboxId, SessionId
 from agentcube.model.lifecycle import Phase
-from agentcube.model.pool import WarmSandbox
+from agentcube.model.pool import WarmSandbox, WarmState
 from agentcube.model.sandbox import Sandbox
 from agentcube.model.template import Kind, TemplateKey
 from agentcube.ports.store import SessionQuery
@@ -47,6 +47,11 @@ class LostAnswer(MemoryStore):
             await self.go_on.wait()
             raise StoreFailed("the connection was lost")
         return made
+
+
+def _warm(store: MemoryStore) -> bool:
+    """Whether every sandbox of the pool can be claimed."""
+    return all(entry.state is WarmState.READY for entry in store._live.warm.values())
 
 
 @contextlib.asynccontextmanager
@@ -182,6 +187,21 @@ async def test_a_start_is_not_destroyed_that_may_still_be_wanted(key: RSAPrivate
         go_on.set()
         await asyncio.gather(*late)
         assert session.sandbox.id in machine.boxes
+
+
+async def test_a_session_that_its_client_was_told_has_failed_does_not_begin_again(key: RSAPrivateKey) -> None:
+    """Its warm sandbox was no good, and could not be destroyed at first: a cold start was out of the question."""
+    store, driver = MemoryStore(), FakeDriver(FakeMachine())
+    async with managing(store, driver, key, pool=1) as manager:
+        await eventually(lambda: len(store._live.warm) == 1 and _warm(store))
+        driver.fail("bind", DriverFailed("no luck"))
+        driver.fail("destroy", DriverFailed("umount: busy"))
+        sessions, repeat = manager.service.sessions, Repeatable("key", "body")
+        told = await sessions.create(Wish(template=KEY), LOCAL, repeat)
+        assert told.phase is Phase.FAILED
+        again = await sessions.create(Wish(template=KEY), LOCAL, repeat)
+        assert (again.id, again.phase) == (told.id, Phase.FAILED)
+        assert again.sandbox is None  # destroyed meanwhile
 
 
 async def test_a_hold_that_a_store_does_not_answer_for_does_not_hold_up_the_others(
