@@ -56,7 +56,7 @@ soak: $(STAMP)  ## OPERATIONS (10000) mixed calls over SESSIONS (20) through a n
 simulate: $(STAMP)  ## Simulate the control plane: SEEDS= fresh runs, or what SECONDS (60) allow; SEED= repeats one
 	$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),$(if $(SEEDS),--seeds $(SEEDS),--seconds $(SECONDS)))
 
-simulate-breaks: $(STAMP)  ## Break the product on purpose in seven ways: the simulation must find each
+simulate-breaks: $(STAMP)  ## Break the product on purpose in thirteen ways: the simulation must find each
 	$(BIN)/python -m pytest -q -n 0 -p no:randomly tests/simulation/worth.py
 
 fuzz: $(STAMP)  ## Fuzz the HTTP/1.1 parser against llhttp for SECONDS (60)

@@ -7,19 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 from unittest import mock
 
+from agentcube.manager import orphans
 from agentcube.manager.acts import Acts
+from agentcube.manager.orphans import Orphans
+from agentcube.manager.pools import Pools
 from agentcube.manager.reconciler import Reconciler
 from agentcube.manager.records import Records
 from agentcube.model import session as sessions
+from agentcube.model.ids import sandbox_id_for
 from agentcube.model.plan import Seen
+from agentcube.ports.driver import Suspendable
 from agentcube.router.wakes import Wakes
 from agentcube.stores import tables
 from agentcube.stores.tables import DropWarm, Tables
+from tests.simulation.errors import Rule
 
 
 @contextmanager
@@ -89,12 +95,104 @@ def forgotten_before_destroyed() -> Iterator[None]:
         yield
 
 
-BREAKS: tuple[Callable[[], AbstractContextManager[None]], ...] = (
-    replace_without_compare,
-    claim_without_taking,
-    unknown_taken_for_gone,
-    held_by_others_ignored,
-    activity_taken_for_instant,
-    traffic_does_not_rouse,
-    forgotten_before_destroyed,
+@contextmanager
+def starts_share_an_id() -> Iterator[None]:
+    """Every start for a session makes the same sandbox: a manager that was taken for dead destroys its successor's."""
+    with mock.patch.object(orphans, "sandbox_id_for", lambda session, attempt=1: sandbox_id_for(session)):
+        yield
+
+
+@contextmanager
+def drained_though_claimed() -> Iterator[None]:
+    """A pool destroys what it has too many of, also when a session has just claimed it."""
+
+    async def drain(self: Pools, id: Any, group: Any) -> None:
+        await self._store.remove_warm(id)
+        self.doom(id)
+
+    with mock.patch.object(Pools, "_drain", drain):
+        yield
+
+
+@contextmanager
+def act_before_intent() -> Iterator[None]:
+    """A session whose time is up has its sandbox destroyed before that is on record: it may be used again by then."""
+    original = Acts.begin_delete
+
+    async def begin_delete(self: Acts, id: Any, reason: str) -> None:
+        session = await self._records.store.get(id)
+        if session.sandbox is not None:
+            await self._discard(session.sandbox.id)
+        await original(self, id, reason)
+
+    with mock.patch.object(Acts, "begin_delete", begin_delete):
+        yield
+
+
+@contextmanager
+def orphans_known_too_early() -> Iterator[None]:
+    """What is on record is read before what there is, and looked at once: what was made meanwhile is nobody's."""
+
+    async def strangers(store: Any, driver: Any) -> list[Any]:
+        known = {entry.id for entry in await store.list_warm()}
+        known |= orphans.sandboxes_of(await orphans.all_sessions(store))
+        return [id for id, _ in await driver.inventory() if id not in known]
+
+    async def sweep(self: Orphans) -> None:
+        for id in await strangers(self._store, self._driver):
+            await self._driver.destroy(id)
+
+    with mock.patch.object(Orphans, "sweep", sweep):
+        yield
+
+
+@contextmanager
+def late_calls_count() -> Iterator[None]:
+    """Suspensions and wakes carry no fence: one that comes late freezes a session that is awake."""
+    original = Acts._suspendable
+
+    class Unfenced:
+        def __init__(self, driver: Suspendable) -> None:
+            self._driver = driver
+
+        async def suspend(self, sandbox: Any, *, fence: int) -> Any:
+            return await self._driver.suspend(sandbox, fence=0)
+
+        async def resume(self, sandbox: Any, *, fence: int) -> Any:
+            return await self._driver.resume(sandbox, fence=0)
+
+    with mock.patch.object(Acts, "_suspendable", lambda self: Unfenced(original(self))):
+        yield
+
+
+@contextmanager
+def results_by_anyone() -> Iterator[None]:
+    """A manager that does not hold a session any more writes what came of its act all the same."""
+    with mock.patch.object(Records, "finish", Records.change):
+        yield
+
+
+@dataclass(frozen=True)
+class Break:
+    """A mistake, the promise that it breaks, and the faults that bring it to light soonest; None: any."""
+
+    make: Callable[[], AbstractContextManager[None]]
+    breaks: Rule
+    by: tuple[str, ...] | None = None
+
+
+BREAKS = (
+    Break(replace_without_compare, Rule.REVISION),
+    Break(claim_without_taking, Rule.OWNED),
+    Break(unknown_taken_for_gone, Rule.DIED),
+    Break(held_by_others_ignored, Rule.HELD),
+    Break(results_by_anyone, Rule.HELD, ("strike", "manager pause", "driver slow")),
+    Break(activity_taken_for_instant, Rule.REASON, ()),
+    Break(traffic_does_not_rouse, Rule.WORKS),
+    Break(forgotten_before_destroyed, Rule.FORGOTTEN),
+    Break(act_before_intent, Rule.DESTROYED),
+    Break(starts_share_an_id, Rule.DESTROYED, ("strike", "manager crash", "driver slow")),
+    Break(drained_though_claimed, Rule.DESTROYED, ("box dies", "store slow")),
+    Break(orphans_known_too_early, Rule.DESTROYED, ("store slow",)),
+    Break(late_calls_count, Rule.ASLEEP),
 )

@@ -22,6 +22,7 @@ from agentcube.manager.creation import Repeatable, Wish
 from agentcube.manager.service import Changes
 from agentcube.model.lifecycle import LIVE
 from agentcube.ports.tokens import Subject
+from tests.simulation.errors import Rule
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -222,7 +223,7 @@ class Client:
 
     def _count(self, holding: Holding, answer: Answer, before: int) -> None:
         if answer.session != holding.id:
-            raise self._world.checker.wrong(f"{holding.id} was answered for {answer.session}")
+            raise self._world.checker.wrong(Rule.STATE, f"{holding.id} was answered for {answer.session}")
         sandbox, count = answer.body.decode().split()
         self._world.checker.served(holding.id, sandbox, int(count), before)
         holding.counted = max(holding.counted, int(count))
@@ -302,11 +303,15 @@ class Client:
                 return await call.answer
         except TimeoutError:
             if patience_s > 30 and world.strict and session and self._world.checker.record(session):
-                raise world.checker.wrong(f"no answer from session {session} in {patience_s:.0f} s") from None
+                raise world.checker.wrong(
+                    Rule.WORKS, f"no answer from session {session} in {patience_s:.0f} s"
+                ) from None
             return Answer(0)
         finally:
             call.transport.close()
 
     def _unless_strict(self, what: str, error: AgentCubeError | Answer, *, patient: bool = True) -> None:
         if self._world.strict and patient:
-            raise self._world.checker.wrong(f"all is well, and {what} of {self._subject.name} got {error!r}")
+            raise self._world.checker.wrong(
+                Rule.WORKS, f"all is well, and {what} of {self._subject.name} got {error!r}"
+            )

@@ -29,6 +29,7 @@ KINDS = (
     "bad network",
     "driver fails",
     "driver slow",
+    "driver late",
     "driver blind",
     "box dies",
     "clock jump",
@@ -36,15 +37,19 @@ KINDS = (
 )
 
 
+def _no_one(process: Process, operation: str | None = None) -> None:
+    """Is hit."""
+
+
 class Faults:
     """Makes trouble until told to end; then everything is well again."""
 
-    def __init__(self, world: World, random: Random) -> None:
+    def __init__(self, world: World, random: Random, kinds: tuple[str, ...] | None) -> None:
         self._world = world
         self._random = random
-        count = random.choice((0, 1, 2, 3, 5, 8, len(KINDS)))
+        count = random.choice((0, 1, 2, 3, 5, 8, 12, len(KINDS)))
         chosen = random.sample(KINDS, count)
-        self.kinds = [kind for kind in KINDS if kind in chosen]
+        self.kinds = [kind for kind in KINDS if kind in (chosen if kinds is None else kinds)]
         self.pace_s = random.choice((1.0, 3.0, 8.0))
         self._made = 0
         self.under_way: dict[asyncio.Task[None], None] = {}
@@ -75,6 +80,7 @@ class Faults:
             "bad network": self._bad_network,
             "driver fails": self._driver_fails,
             "driver slow": self._driver_slow,
+            "driver late": self._driver_late,
             "driver blind": self._driver_blind,
             "box dies": self._box_dies,
             "clock jump": self._clock_jump,
@@ -90,7 +96,7 @@ class Faults:
             task = loop.create_task(acts[kind]())  # type: ignore[arg-type]
             under_way[task] = None
             task.add_done_callback(self._over)
-        self._world.machine.on_act = self._world.store.on_write = lambda process: None
+        self._world.machine.on_act = self._world.store.on_write = _no_one
         if under_way:
             await asyncio.wait(list(under_way))
         for one in [*self._world.managers.alive, *self._world.routers]:
@@ -104,6 +110,10 @@ class Faults:
 
     # Processes
 
+    def _standstill_s(self) -> float:
+        """How long a manager stands still; often until just when another takes over what it held."""
+        return 3.0 + 1.5 * self._random.random() if self._random.random() < 0.5 else self._duration(15.0)
+
     async def _crash_manager(self) -> None:
         alive = self._world.managers.alive
         if alive:
@@ -112,17 +122,20 @@ class Faults:
         await asyncio.sleep(5.0)
 
     async def _strike(self) -> None:
-        """A manager's next act or write is hit: when it is on its way, or done and not yet known to be."""
+        """A manager's next act (of one kind, at times) or write is hit: on its way, or done and not yet known to be."""
         world, random = self._world, self._random
         kind = random.choice(("crash", "pause", "pause", "cut"))
         skipped = random.randrange(4)
+        wanted = random.choice((None, "create", "bind", "destroy", "suspend", "resume"))
 
-        def hit(process: Process) -> None:
+        def hit(process: Process, operation: str | None = None) -> None:
             nonlocal skipped
+            if operation is not None and wanted not in (None, operation):
+                return
             skipped -= 1
             if skipped >= 0 or not process.name.startswith("m") or process.paused or not process.alive:
                 return
-            world.machine.on_act = world.store.on_write = lambda process: None
+            world.machine.on_act = world.store.on_write = _no_one
             world.checker.note(f"STRIKE {kind} {process}")
             world.checker.disturb()
             if kind == "crash":
@@ -134,7 +147,7 @@ class Faults:
             else:
                 world.loop.pause(process)
                 world.loop.deliver(
-                    world.loop.world, world.loop.time() + self._duration(15.0), self._go_on, process
+                    world.loop.world, world.loop.time() + self._standstill_s(), self._go_on, process
                 )
 
         if random.random() < 0.5:
@@ -256,6 +269,13 @@ class Faults:
         await asyncio.sleep(self._duration(6.0))
         trouble.slow = 0.0
 
+    async def _driver_late(self) -> None:
+        """Nobody waits for the answers of some requests, which are done all the same."""
+        trouble = self._world.machine.trouble
+        trouble.unanswered = 0.4 * self._random.random()
+        await asyncio.sleep(self._duration(6.0))
+        trouble.unanswered = 0.0
+
     async def _driver_blind(self) -> None:
         trouble = self._world.machine.trouble
         trouble.blind = 0.7 * self._random.random()
@@ -265,12 +285,15 @@ class Faults:
     async def _box_dies(self) -> None:
         machine = self._world.machine
         alive = [id for id, box in machine.boxes.items() if box.whole and box.alive]
+        unbound = [id for id in alive if machine.boxes[id].session is None]
+        if unbound and self._random.random() < 0.5:  # there are few: those of the pool
+            alive = unbound
         if alive:
             machine.kill(self._random.choice(alive))
 
     async def _clock_jump(self) -> None:
         seconds = self._random.choice((-20.0, -3.0, -0.5, 0.5, 3.0, 20.0)) * self._random.random()
-        self._world.clock.jumped += timedelta(seconds=seconds)
+        self._world.clock.jump(timedelta(seconds=seconds))
 
     async def _template(self) -> None:
         """The warm template is put again with another size of its pool: its sandboxes roll over."""

@@ -5,19 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
 from agentcube.model.ids import SandboxId, SessionId
 from agentcube.model.lifecycle import LIVE, TRANSITIONS, Phase
-from agentcube.model.session import Session
+from agentcube.model.pool import WarmState
+from agentcube.model.session import WAKE_FAILED, Session
 from agentcube.stores.tables import Change, DropSession, PutSession, PutWarm
-from tests.simulation.errors import Violation
+from tests.simulation.errors import Rule, Violation
 from tests.simulation.loop import SimLoop
 from tests.simulation.machine import Machine
 from tests.simulation.planes import Wall
 from tests.simulation.store import SimTables
 
 _STEPS = frozenset((before, after) for (before, _), after in TRANSITIONS.items())
+_AWAKE = frozenset({Phase.PENDING, Phase.RUNNING, Phase.READY})
+_RESULTS = frozenset(
+    {
+        (Phase.PENDING, Phase.RUNNING),
+        (Phase.RUNNING, Phase.READY),
+        (Phase.PAUSING, Phase.PAUSED),
+        (Phase.PAUSING, Phase.READY),
+        (Phase.RESUMING, Phase.READY),
+        (Phase.RESUMING, Phase.PAUSED),
+    }
+)
+"""Steps that say what came of an act."""
 _UNANSWERED = frozenset({"abandoned", "start_timed_out"})
 """Reasons for the end of a session that no client has been given."""
 
@@ -55,16 +67,23 @@ class Checker:
         self.disturbed_at = -1e9
         self.troubled: Callable[[], bool] = lambda: False
         """Whether something fails at this moment."""
+        self.sole = False
+        """Whether there is one manager only, whose next life takes over at once what the last one held."""
         self.found: str | None = None
         """The first thing that was wrong."""
+        self.broken: Rule | None = None
+        """Which promise that was."""
         self._owners: dict[SandboxId, str] = {}
         self._bound: dict[str, SandboxId] = {}
+        self._destroyed: set[SandboxId] = set()
         self.trace: list[str] | None = None
         tables.on_change = self.on_change
         machine.on_bound = self.on_bound
         machine.on_request = self.on_request
         machine.on_done = self.on_done
         machine.on_asleep = self.on_asleep
+        machine.on_awake = self.on_awake
+        machine.on_destroyed = self.on_destroyed
 
     def known(self, id: str) -> Known:
         """The session's facts, begun when it is first met."""
@@ -77,10 +96,11 @@ class Checker:
         """Something fails now for which idle times and deadlines need not hold."""
         self.disturbed_at = self._loop.time()
 
-    def wrong(self, text: str) -> Violation:
+    def wrong(self, rule: Rule, text: str) -> Violation:
         """To be raised. It ends the run even where somebody catches it."""
-        text = f"at {self._loop.time():.6f} s, in {self._loop.current}: {text}"
-        self.found = self.found or text
+        text = f"at {self._loop.time():.6f} s, in {self._loop.current}: {text} ({rule})"
+        if self.found is None:
+            self.found, self.broken = text, rule
         self._loop.stop()
         return Violation(text)
 
@@ -95,7 +115,9 @@ class Checker:
         elif isinstance(change, PutWarm):
             owner = self._owners.get(change.entry.id)
             if owner is not None:
-                raise self.wrong(f"sandbox {change.entry.id} was session {owner}'s and is in the pool again")
+                raise self.wrong(
+                    Rule.OWNED, f"sandbox {change.entry.id} was session {owner}'s and is in the pool again"
+                )
 
     def _put(self, session: Session) -> None:
         id, facts = session.id, self.known(session.id)
@@ -106,11 +128,14 @@ class Checker:
         if before is None:
             self._inserted(session, facts)
         else:
-            if session.revision != before.revision + 1:
-                raise self.wrong(f"session {id} went from revision {before.revision} to {session.revision}")
+            seen = self._tables.read_at
+            if session.revision != before.revision + 1 or seen not in (None, before.revision):
+                change = f"from revision {before.revision} to {session.revision}, by who had seen {seen}"
+                raise self.wrong(Rule.REVISION, f"session {id} went {change}")
+            self._held(session, before)
             if session.phase is not before.phase:
                 if (before.phase, session.phase) not in _STEPS and not _again(before, session, facts):
-                    raise self.wrong(f"session {id} went from {before.phase} to {session.phase}")
+                    raise self.wrong(Rule.PHASE, f"session {id} went from {before.phase} to {session.phase}")
                 self._stepped(session, facts)
         now = self._clock.now()
         if session.due_at is None or session.due_at > now:
@@ -120,30 +145,53 @@ class Checker:
         if session.sandbox is not None:
             self._holds(session, session.sandbox.id, before)
 
+    def _held(self, session: Session, before: Session) -> None:
+        """What another manager holds is its own until its lease is over, and so is what comes of its act."""
+        hold, now, writer = before.hold, session.hold, self._tables.writer
+        if hold is None:
+            return
+        if (before.phase, session.phase) in _RESULTS and writer != hold.owner:
+            raise self.wrong(
+                Rule.HELD, f"session {session.id}, which {hold.owner} holds, is {session.phase} by {writer}"
+            )
+        taken = session.phase is before.phase and now is not None and now.owner != hold.owner
+        if taken and not self.sole and hold.until > self._clock.latest:
+            raise self.wrong(
+                Rule.HELD, f"session {session.id} is taken from {hold.owner} by {writer} before its time"
+            )
+
     def _inserted(self, session: Session, facts: Known) -> None:
         if session.revision != 1:
-            raise self.wrong(f"session {session.id} begins at revision {session.revision}")
+            raise self.wrong(Rule.REVISION, f"session {session.id} begins at revision {session.revision}")
         if facts.last is not None:
-            raise self.wrong(f"session {session.id} was resurrected")
+            raise self.wrong(Rule.LIFE, f"session {session.id} was resurrected")
 
     def _holds(self, session: Session, sandbox: SandboxId, before: Session | None) -> None:
+        if (before is None or before.sandbox is None) and sandbox in self._destroyed:
+            raise self.wrong(Rule.DESTROYED, f"session {session.id} is given {sandbox}, which was destroyed")
         owner = self._owners.setdefault(sandbox, session.id)
         if owner != session.id:
-            raise self.wrong(f"sandbox {sandbox} is given to {session.id}, and was to {owner}")
+            raise self.wrong(Rule.OWNED, f"sandbox {sandbox} is given to {session.id}, and was to {owner}")
         if before is not None and before.sandbox is not None and before.sandbox.id != sandbox:
-            raise self.wrong(f"session {session.id} had {before.sandbox.id} and now has {sandbox}")
+            raise self.wrong(
+                Rule.OWNED, f"session {session.id} had {before.sandbox.id} and now has {sandbox}"
+            )
         if sandbox in self._tables.records.warm:
-            raise self.wrong(f"sandbox {sandbox} is session {session.id}'s and in the pool")
+            raise self.wrong(Rule.OWNED, f"sandbox {sandbox} is session {session.id}'s and in the pool")
 
     def _stepped(self, session: Session, facts: Known) -> None:
         if session.phase is Phase.FAILED and session.reason == "sandbox_died" and session.sandbox is not None:
             box = self._machine.boxes.get(session.sandbox.id)
             if box is not None and box.whole and box.alive:
-                raise self.wrong(f"session {session.id} is Failed, and its sandbox lives")
-        if session.phase is Phase.READY and session.sandbox is not None:
+                raise self.wrong(Rule.DIED, f"session {session.id} is Failed, and its sandbox lives")
+        if session.phase in (Phase.READY, Phase.PAUSED) and session.sandbox is not None:
             box = self._machine.boxes.get(session.sandbox.id)
-            if box is not None and box.asleep:
-                raise self.wrong(f"session {session.id} is Ready, and its sandbox stands still")
+            says = session.phase is Phase.PAUSED
+            if box is not None and box.alive and box.asleep is not says and session.reason != WAKE_FAILED:
+                stands = "stands still" if box.asleep else "goes on"
+                raise self.wrong(
+                    Rule.ASLEEP, f"session {session.id} is {session.phase}, and its sandbox {stands}"
+                )
         if session.phase is Phase.DELETING:
             self._ending(session, facts)
 
@@ -153,16 +201,22 @@ class Checker:
         calm = not self.troubled() and self.disturbed_at < min(facts.used_at, self._loop.time()) - 3.0
         steady = self._loop.time() - self.disturbed_at > 3.0  # else the clock may have been set back just now
         if why == "ttl_expired" and steady and now < session.expires_at:
-            raise self.wrong(f"session {session.id} ends {session.expires_at - now} before its time")
+            raise self.wrong(
+                Rule.REASON, f"session {session.id} ends {session.expires_at - now} before its time"
+            )
         if why == "deleted" and not facts.unwanted:
-            raise self.wrong(f"session {session.id} is deleted and nobody asked for it")
+            raise self.wrong(Rule.REASON, f"session {session.id} is deleted and nobody asked for it")
         if why in _UNANSWERED and facts.given and not facts.unwanted:
-            raise self.wrong(f"session {session.id} is {why}, and a client has it")
+            raise self.wrong(Rule.REASON, f"session {session.id} is {why}, and a client has it")
         if why == "idle_timeout" and calm:
             if facts.using:
-                raise self.wrong(f"session {session.id} is idle, and its sandbox works for a client")
+                raise self.wrong(
+                    Rule.REASON, f"session {session.id} is idle, and its sandbox works for a client"
+                )
             if facts.safe_until is not None and now < facts.safe_until:
-                raise self.wrong(f"session {session.id} is idle {facts.safe_until - now} before it may be")
+                raise self.wrong(
+                    Rule.REASON, f"session {session.id} is idle {facts.safe_until - now} before it may be"
+                )
 
     def _drop(self, id: SessionId) -> None:
         session = self._tables.records.sessions.get(id)
@@ -172,30 +226,70 @@ class Checker:
         if self.trace is not None:
             self.note(f"{id[:6]} dropped")
         if session.phase is not Phase.DELETING:
-            raise self.wrong(f"session {id} was lost: it was {session.phase}")
+            raise self.wrong(Rule.LIFE, f"session {id} was lost: it was {session.phase}")
         if session.sandbox is not None and session.sandbox.id in self._machine.boxes:
-            raise self.wrong(f"session {id} is forgotten, and its sandbox {session.sandbox.id} is not")
+            raise self.wrong(
+                Rule.FORGOTTEN, f"session {id} is forgotten, and its sandbox {session.sandbox.id} is not"
+            )
         facts.last = session
 
     # What sandboxes see
 
     def on_bound(self, sandbox: SandboxId, session: str) -> None:
         """A driver tied the sandbox to the session."""
+        owner = self._owners.get(sandbox, session)
+        if owner != session:
+            raise self.wrong(Rule.OWNED, f"sandbox {sandbox} is tied to {session}, and is {owner}'s")
         other = self._bound.get(session)
         if other not in (None, sandbox) and other in self._machine.boxes:
-            raise self.wrong(f"session {session} has two sandboxes, {other} and {sandbox}")
+            raise self.wrong(Rule.OWNED, f"session {session} has two sandboxes, {other} and {sandbox}")
         self._bound[session] = sandbox
 
-    def on_asleep(self, sandbox: SandboxId, session: str | None) -> None:
+    def _user(self, sandbox: SandboxId) -> Session | None:
+        """The session that has the sandbox, as its record says."""
+        return self.record(self._tables.records.bound.get(sandbox, ""))
+
+    def on_destroyed(self, sandbox: SandboxId) -> None:
+        """A driver destroyed the sandbox, if it was there."""
+        if self.trace is not None:
+            self.note(f"{sandbox} destroyed")
+        self._destroyed.add(sandbox)
+        user, entry = self._user(sandbox), self._tables.records.warm.get(sandbox)
+        if user is not None and user.phase in LIVE:
+            raise self.wrong(
+                Rule.DESTROYED, f"sandbox {sandbox} is destroyed, and its session {user.id} is {user.phase}"
+            )
+        if entry is not None and entry.state is WarmState.READY:
+            raise self.wrong(
+                Rule.DESTROYED, f"sandbox {sandbox} is destroyed, and waits in the pool for a session"
+            )
+
+    def on_asleep(self, sandbox: SandboxId) -> None:
         """A driver made the sandbox stand still."""
-        record = self.record(session or "")
-        if record is not None and record.phase is Phase.READY:
-            raise self.wrong(f"sandbox {sandbox} stands still, and its session {session} is Ready")
+        if self.trace is not None:
+            self.note(f"{sandbox} asleep")
+        user = self._user(sandbox)
+        if user is not None and user.phase in _AWAKE:
+            raise self.wrong(
+                Rule.ASLEEP, f"sandbox {sandbox} stands still, and its session {user.id} is {user.phase}"
+            )
+        if sandbox in self._tables.records.warm:
+            raise self.wrong(Rule.ASLEEP, f"sandbox {sandbox} stands still, and is in the pool")
+
+    def on_awake(self, sandbox: SandboxId) -> None:
+        """A driver let the sandbox go on."""
+        if self.trace is not None:
+            self.note(f"{sandbox} awake")
+        user = self._user(sandbox)
+        if user is not None and user.phase is Phase.PAUSED and user.reason != WAKE_FAILED:
+            raise self.wrong(Rule.ASLEEP, f"sandbox {sandbox} goes on, and its session {user.id} is Paused")
 
     def on_request(self, sandbox: SandboxId, session: str, bound: str | None) -> None:
         """A Router's request reached a sandbox."""
         if bound != session:
-            raise self.wrong(f"a request for session {session} reached {sandbox}, which is {bound}'s")
+            raise self.wrong(
+                Rule.STATE, f"a request for session {session} reached {sandbox}, which is {bound}'s"
+            )
         if self.trace is not None:
             self.note(f"{session[:6]} request in {sandbox}")
         facts, now = self.known(session), self._clock.now()
@@ -231,13 +325,15 @@ class Checker:
         """A client heard that the session is not there."""
         record = self.record(id)
         if record is not None and record.phase in LIVE:
-            raise self.wrong(f"a client heard that session {id} is absent, and it is {record.phase}")
+            raise self.wrong(
+                Rule.TOLD, f"a client heard that session {id} is absent, and it is {record.phase}"
+            )
 
     def told_failed(self, id: str) -> None:
         """A client heard that the session failed."""
         record = self.record(id)
         if record is not None and record.phase in LIVE:
-            raise self.wrong(f"a client heard that session {id} failed, and it is {record.phase}")
+            raise self.wrong(Rule.TOLD, f"a client heard that session {id} failed, and it is {record.phase}")
 
     def served(self, id: str, sandbox: str, count: int, before: int) -> None:
         """A client got the answer number `count`; the last it had before it asked was `before`."""
@@ -246,7 +342,8 @@ class Checker:
             facts.sandbox = SandboxId(sandbox)
         if facts.sandbox != sandbox or count <= before:
             raise self.wrong(
-                f"session {id} lost its state: {facts.sandbox} at {before}, then {sandbox} at {count}"
+                Rule.STATE,
+                f"session {id} lost its state: {facts.sandbox} at {before}, then {sandbox} at {count}",
             )
 
     # What must have happened by now
@@ -258,45 +355,16 @@ class Checker:
             due = self.known(session.id).late_since or session.due_at
             waits = session.phase is not Phase.DELETING  # whose deadline is in the past on purpose
             if waits and due is not None and due < now - bound:
-                raise self.wrong(f"session {session.id} ({session.phase}) is overdue by {now - due}")
+                raise self.wrong(
+                    Rule.DUE, f"session {session.id} ({session.phase}) is overdue by {now - due}"
+                )
             passing = session.phase not in (Phase.READY, Phase.PAUSED, Phase.FAILED)
             if passing and session.phase_since < now - bound:
-                raise self.wrong(f"session {session.id} is {session.phase} since {now - session.phase_since}")
+                raise self.wrong(
+                    Rule.DUE, f"session {session.id} is {session.phase} since {now - session.phase_since}"
+                )
 
     def note(self, text: str) -> None:
         """A line of the trace."""
         if self.trace is not None:
             self.trace.append(f"{self._loop.time():11.6f} {self._loop.current!r:10} {text}")
-
-
-def leaks(world: Any) -> list[str]:
-    """What is left once every session and every template is gone."""
-    left = []
-    if world.machine.boxes:
-        left.append(f"sandboxes {list(world.machine.boxes)}")
-    if world.tables.records.sessions or world.tables.records.warm:
-        left.append(f"records {list(world.tables.records.sessions)} {list(world.tables.records.warm)}")
-    for one in world.managers.alive:
-        counts = {
-            "flights": one.manager._reconciler.flights,
-            "creating": one.manager._admission._creating,
-            "starting": len(one.manager._pools._starting),
-            "doomed": len(one.manager._pools._doomed),
-        }
-        left += [f"{one.process}: {count} {name}" for name, count in counts.items() if count]
-    for router in world.routers:
-        engine = router.engine
-        counts = {
-            "in flight": engine.in_flight,
-            "waiting": engine.waiting,
-            "clients": len(engine.clients),
-            "held bytes": engine.held_bytes,
-            "shares": len(engine.limits),
-            "wakes": len(engine.wakes._flights._flying),
-            "rousing": len(engine.wakes._rousing),
-            "suspicions": len(engine.suspicions._flying),
-            "tasks": len(engine._tasks),
-            "idle connections": engine.pools.idle,
-        }
-        left += [f"{router.process}: {count} {name}" for name, count in counts.items() if count]
-    return left

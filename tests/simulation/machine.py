@@ -1,4 +1,5 @@
 """The machine that has the sandboxes, and the product's fake driver made slow and unreliable on it.
+`driver.py` is how managers reach it.
 
 A sandbox here is a `_Box` of the fake driver plus a server that answers HTTP: it counts the requests it
 served, which is the state whose loss nobody may hide.
@@ -8,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from datetime import timedelta
 from random import Random
 from typing import Any
 
@@ -16,7 +16,7 @@ from agentcube.drivers.fake import FakeDriver, FakeMachine
 from agentcube.errors import DriverFailed, StartFailed
 from agentcube.model.ids import SandboxId
 from agentcube.model.plan import Seen
-from agentcube.model.sandbox import Sandbox, SandboxSpec
+from agentcube.model.sandbox import Sandbox
 from tests.simulation.loop import Process, SimLoop
 from tests.simulation.network import End, Network
 
@@ -36,6 +36,7 @@ class Trouble:
         self.slow_s = 0.0
         self.fails = 0.0
         self.answer_lost = 0.0
+        self.unanswered = 0.0  # the caller's patience ends while the request is on its way
         self.blind = 0.0
 
 
@@ -61,12 +62,27 @@ class Machine(FakeMachine):
         self.random = random
         self.process = Process("machine")
         self.trouble = Trouble()
+        self.pace = 1.0
+        """How many times longer than in the best case everything takes."""
+        self.late_s = 0.0
+        """How late a request may be done whose caller is gone."""
+        self.node = Node(self)
         self.worlds: dict[SandboxId, Box] = {}
         self.on_request: Callable[[SandboxId, str, str | None], None] = lambda id, session, bound: None
-        self.on_act: Callable[[Process], None] = lambda process: None
+        self.on_act: Callable[[Process, str], None] = lambda process, operation: None
         self.on_done: Callable[[str], None] = lambda session: None
-        self.on_asleep: Callable[[SandboxId, str | None], None] = lambda id, session: None
+        self.on_asleep: Callable[[SandboxId], None] = lambda id: None
+        self.on_awake: Callable[[SandboxId], None] = lambda id: None
         self.on_bound: Callable[[SandboxId, str], None] = lambda id, session: None
+        self.on_destroyed: Callable[[SandboxId], None] = lambda id: None
+
+    def takes_s(self, usual_s: float) -> float:
+        """How long something takes now."""
+        random, trouble = self.random.random, self.trouble
+        seconds = usual_s * self.pace * (0.5 + random())
+        if trouble.slow and random() < trouble.slow:
+            seconds += trouble.slow_s * random()
+        return seconds
 
     def world_of(self, id: SandboxId) -> Box:
         """The box's state here, made when it is first asked for."""
@@ -168,54 +184,32 @@ class BoxServer(asyncio.Protocol):
         self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
 
 
-class SimDriver(FakeDriver):
-    """One manager's driver. It is slow, fails and loses answers as `Machine.trouble` says."""
+class Node(FakeDriver):
+    """The machine's side, one for all managers. It fails as `Machine.trouble` says and tells what it did."""
 
     def __init__(self, machine: Machine) -> None:
         super().__init__(machine)
         self._sim = machine
 
     async def _begin(self, operation: Any, id: SandboxId | None) -> Any:
-        machine, random = self._sim, self._sim.random.random
-        trouble = machine.trouble
+        trouble, random = self._sim.trouble, self._sim.random.random
         self.calls.clear()
         if operation in _QUIET:
             if trouble.blind and random() < trouble.blind:
                 raise DriverFailed("the driver cannot tell")
             return await super()._begin(operation, id)
-        seconds = (0.02 if operation == "create" else 0.002) * (0.5 + random())
-        if trouble.slow and random() < trouble.slow:
-            seconds += trouble.slow_s * random()
-        if random() < 0.5:
-            machine.on_act(machine.loop.current)
-        await asyncio.sleep(seconds)
+        if operation == "create":  # seen in the inventory while it is being made
+            await asyncio.sleep(self._sim.takes_s(0.02))
         if trouble.fails and random() < trouble.fails:
             half = operation == "create" and random() < 0.5
             self.fail(operation, StartFailed("no luck") if half else DriverFailed("no luck"), half_made=half)
         return await super()._begin(operation, id)
-
-    def _done(self) -> None:
-        """It is done; its caller may not learn it."""
-        self._sim.on_act(self._sim.loop.current)
-        trouble = self._sim.trouble
-        if trouble.answer_lost and self._sim.random.random() < trouble.answer_lost:
-            raise DriverFailed("it was done or not")
-
-    async def create(self, spec: SandboxSpec) -> Sandbox:
-        made = await super().create(spec)
-        self._done()
-        return made
 
     async def bind(self, sandbox: Sandbox, token: str, *, env: Mapping[str, str] | None = None) -> None:
         await super().bind(sandbox, token, env=env)
         session = self._sim.boxes[sandbox.id].session
         assert session is not None
         self._sim.on_bound(sandbox.id, session)
-        self._done()
-
-    async def ready(self, sandbox: Sandbox, *, timeout: timedelta) -> None:
-        await super().ready(sandbox, timeout=timeout)
-        self._done()
 
     async def adopt(self, sandbox: Sandbox) -> Seen:
         seen = await super().adopt(sandbox)
@@ -225,16 +219,15 @@ class SimDriver(FakeDriver):
     async def destroy(self, id: SandboxId) -> None:
         await super().destroy(id)
         self._sim.gone(id)
-        self._done()
+        self._sim.on_destroyed(id)
 
     async def suspend(self, sandbox: Sandbox, *, fence: int) -> Sandbox:
         asleep = await super().suspend(sandbox, fence=fence)
-        self._sim.on_asleep(sandbox.id, self._sim.boxes[sandbox.id].session)
-        self._done()
+        self._sim.on_asleep(sandbox.id)
         return asleep
 
     async def resume(self, sandbox: Sandbox, *, fence: int) -> Sandbox:
         awake = await super().resume(sandbox, fence=fence)
         self._sim.woke(sandbox.id)
-        self._done()
+        self._sim.on_awake(sandbox.id)
         return awake

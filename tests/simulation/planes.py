@@ -18,8 +18,9 @@ from agentcube.ports.tokens import Subject
 from agentcube.router.client import Client
 from agentcube.router.engine import Engine
 from agentcube.router.settings import RouterSettings
+from tests.simulation.driver import SimDriver
 from tests.simulation.loop import Process, SimLoop
-from tests.simulation.machine import Machine, SimDriver
+from tests.simulation.machine import Machine
 from tests.simulation.network import Network
 from tests.simulation.store import SimStore, StoreServer
 
@@ -32,9 +33,20 @@ class Wall:
     def __init__(self, loop: SimLoop) -> None:
         self._loop = loop
         self.jumped = timedelta(0)
+        self._latest = EPOCH
 
     def now(self) -> datetime:
         return EPOCH + timedelta(seconds=self._loop.time()) + self.jumped
+
+    def jump(self, by: timedelta) -> None:
+        """Set it forward or back."""
+        self._latest = self.latest
+        self.jumped += by
+
+    @property
+    def latest(self) -> datetime:
+        """The latest that it ever was: what is later than that nobody can have taken for over."""
+        return max(self._latest, self.now())
 
 
 class Signer:

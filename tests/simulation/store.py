@@ -50,11 +50,22 @@ class SimTables(MemoryStore):
         self.on_change: Callable[[Change], None] = lambda change: None
         self.on_published: Callable[[list[SessionId]], None] = lambda ids: None
         self.on_pools: Callable[[], None] = lambda: None
+        self.writer = ""
+        """Whose operation is carried out."""
+        self.read_at: int | None = None
+        """Which revision the writer has seen of what it replaces."""
 
     @property
     def records(self) -> Any:
         """All of them, to look at."""
         return self._live
+
+    async def replace(self, session: Session, *, relaxed: bool = False) -> Session:
+        self.read_at = session.revision
+        try:
+            return await super().replace(session, relaxed=relaxed)
+        finally:
+            self.read_at = None
 
     def _publish(self, changes: Iterable[Change]) -> None:
         changed, pools = [], False
@@ -242,6 +253,7 @@ class SimStore:
         server.operations[name] = server.operations.get(name, 0) + 1
         error: Exception | None = None
         result: Any = None
+        server.tables.writer = self.process.name
         coroutine = operation(server.tables)
         try:
             coroutine.send(None)
