@@ -217,7 +217,7 @@ class Creations:
                 await self._drop(session.id, lambda now: deleting(now, reason))
                 raise failure_of(session)
             case Phase.FAILED:
-                return session
+                return await self._answering(session)
             case Phase.DELETING | Phase.DELETED:
                 raise SessionFailed("the session was deleted while it started", session=session.id)
             case _:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -202,6 +203,26 @@ async def test_a_session_that_its_client_was_told_has_failed_does_not_begin_agai
         again = await sessions.create(Wish(template=KEY), LOCAL, repeat)
         assert (again.id, again.phase) == (told.id, Phase.FAILED)
         assert again.sandbox is None  # destroyed meanwhile
+
+
+async def test_a_failed_session_that_its_client_is_told_of_is_not_abandoned(key: RSAPrivateKey) -> None:
+    class TakenOver(MemoryStore):
+        """As if another manager had written the failure, taking the maker for dead and the client for gone."""
+
+        async def replace(self, session: Any, **more: Any) -> Any:
+            if session.phase is Phase.FAILED and session.history[-2].phase is Phase.PENDING and not told:
+                told.append(session.id)
+                session = replace(session, answer_by=session.expires_at)
+            return await super().replace(session, **more)
+
+    told: list[SessionId] = []
+    store, driver = TakenOver(), FakeDriver(FakeMachine())
+    driver.fail("create", StartFailed("no luck"))
+    async with managing(store, driver, key) as manager:
+        session = await manager.service.sessions.create(Wish(template=KEY), LOCAL)
+        assert session.phase is Phase.FAILED
+        assert told == [session.id]
+        assert (await store.get(session.id)).answer_by is None
 
 
 async def test_a_hold_that_a_store_does_not_answer_for_does_not_hold_up_the_others(
