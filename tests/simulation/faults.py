@@ -173,10 +173,13 @@ class Faults:
         world.checker.note(f"CRASH {process}")
         world.checker.disturb()
         managers, routers = world.managers.alive, world.routers
+        stopping = process not in [one.process for one in [*managers, *routers]]
         number = int(process.name[1:].split(".")[0])
         world.managers.alive = [m for m in managers if m.process is not process]
         world.routers = [r for r in routers if r.process is not process]
         world.loop.crash(process)
+        if stopping:
+            return  # whoever stopped it starts the next
         start = world.start_manager if process.name.startswith("m") else world.start_router
         world.loop.deliver(world.loop.world, world.loop.time() + 0.05 + self._duration(3.0), start, number)
 

@@ -187,7 +187,8 @@ class Checker:
         if session.phase in (Phase.READY, Phase.PAUSED) and session.sandbox is not None:
             box = self._machine.boxes.get(session.sandbox.id)
             says = session.phase is Phase.PAUSED
-            if box is not None and box.alive and box.asleep is not says and session.reason != WAKE_FAILED:
+            excused = says and session.reason == WAKE_FAILED
+            if box is not None and box.alive and box.asleep is not says and not excused:
                 stands = "stands still" if box.asleep else "goes on"
                 raise self.wrong(
                     Rule.ASLEEP, f"session {session.id} is {session.phase}, and its sandbox {stands}"

@@ -1,5 +1,6 @@
 """The machine that has the sandboxes, and the product's fake driver made slow and unreliable on it.
-`driver.py` is how managers reach it.
+
+Managers reach it by `driver.py`.
 
 A sandbox here is a `_Box` of the fake driver plus a server that answers HTTP: it counts the requests it
 served, which is the state whose loss nobody may hide.
