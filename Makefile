@@ -88,7 +88,7 @@ bench-router: $(STAMP)  ## The Router beside other proxies; LOADS=hot,calm PEERS
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps --upgrade \
 			--target benchmarks/router/.peers -r requirements/bench.txt && touch $(PEERS_STAMP); } || \
 		echo "the other proxies could not be installed; those that are missing are skipped"
-	$(BIN)/python -m benchmarks.router --loads "$(LOADS)" --peers "$(PEERS)" --slices $(SLICES)
+	$(BIN)/python -m benchmarks.router --loads "$(LOADS)" --peers "$(PEERS)" --slices $(SLICES) $(if $(BEFORE),--before $(BEFORE))
 
 docs: $(STAMP)  ## Make what is generated from code again: reference pages, the SDK's sync half
 	@for tool in $(GENERATORS); do $(BIN)/python tools/$$tool.py || exit 1; done

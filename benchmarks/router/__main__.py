@@ -203,11 +203,17 @@ def main() -> None:
     parser.add_argument(
         "--peers", default="", help=f"of {','.join(PEERS)}; default all. agentcube is always there"
     )
+    parser.add_argument(
+        "--before", type=Path, help="another checkout, whose Router is measured beside this one"
+    )
     parser.add_argument("--slices", type=int, default=8, help="of half a second for each proxy and load (8)")
     asked = parser.parse_args()
     loads = chosen(asked.loads, ALL_LOADS)
     names = chosen(asked.peers, tuple(PEERS))
     names = ["agentcube", *(name for name in names if name != "agentcube")]
+    if asked.before:
+        PEERS["before"] = partial(agentcube.start, tree=asked.before.resolve())
+        names.append("before")
     print(
         f"{len(CORES)} cores, {platform.machine()}, Linux {platform.release()}, Python {platform.python_version()},"
         f" load average {os.getloadavg()[0]:.1f}, {before_others()}, {asked.slices} slices of 0.5 s\n",

@@ -50,13 +50,20 @@ def free_port() -> int:
     return port
 
 
-def launch(stack: ExitStack, command: Sequence[str], **given: bytes) -> subprocess.Popen[bytes]:
+def launch(
+    stack: ExitStack,
+    command: Sequence[str],
+    *,
+    input: bytes = b"",
+    cwd: Path | None = None,
+    env: dict[str, str] | None = None,
+) -> subprocess.Popen[bytes]:
     """Start a process that ends with `stack`. `input` is written to its standard input, which stays open."""
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=cwd, env=env)
     stack.callback(stop, process)
-    if "input" in given:
+    if input:
         assert process.stdin is not None
-        process.stdin.write(given["input"])
+        process.stdin.write(input)
         process.stdin.flush()
     return process
 
