@@ -7,6 +7,7 @@ message (the rest is the next one's) and, where asked, hands out the payload wit
 from __future__ import annotations
 
 import re
+import sys
 from typing import Union
 
 from agentcube.http1.errors import ProtocolError
@@ -83,12 +84,29 @@ class ChunkedBody:
     """A chunked body, with every byte of its framing checked (RFC 9112 §7.1).
 
     `forbidden` are lower-case names that may not come as trailers. Errors have `status`, 400 for a
-    server and 502 for a client.
+    server and 502 for a client. One `feed` looks at `lines_max` chunks at most: forty thousand of them
+    fit into a quarter of a megabyte.
     """
 
-    __slots__ = ("_forbidden", "_left", "_line", "_state", "_status", "_trailer_bytes", "trailers")
+    __slots__ = (
+        "_forbidden",
+        "_left",
+        "_line",
+        "_lines_max",
+        "_state",
+        "_status",
+        "_trailer_bytes",
+        "trailers",
+    )
 
-    def __init__(self, *, status: int = 400, forbidden: frozenset[bytes] = FORBIDDEN_TRAILERS) -> None:
+    def __init__(
+        self,
+        *,
+        status: int = 400,
+        forbidden: frozenset[bytes] = FORBIDDEN_TRAILERS,
+        lines_max: int = sys.maxsize,
+    ) -> None:
+        self._lines_max = lines_max
         self._status = status
         self._forbidden = forbidden
         self._state = _SIZE
@@ -105,15 +123,17 @@ class ChunkedBody:
     def feed(self, data: bytes, payload: list[bytes] | None = None) -> int:
         """How many of `data` belong to this body; the chunks' content is appended to `payload`.
 
+        Fewer than all although not `done`: `lines_max` was reached, and the rest wants to be fed again.
+
         Raises:
             ProtocolError: a bad size, a chunk that does not end with CRLF, a line or trailer
                 section over its bound, a malformed or forbidden trailer.
         """
-        position, end = 0, len(data)
-        while position < end and self._state != _DONE:
+        position, end, lines = 0, len(data), self._lines_max
+        while position < end and lines > 0 and self._state != _DONE:
             if self._state == _SIZE and not self._line:
-                position = self._whole_chunks(data, position, payload)
-                if position == end or self._state == _DONE:
+                position, lines = self._whole_chunks(data, position, payload, lines)
+                if position == end or lines == 0 or self._state == _DONE:
                     break
             if self._state == _DATA:
                 taken = min(self._left, end - position)
@@ -132,12 +152,15 @@ class ChunkedBody:
             if self._line:
                 line, self._line = self._line + line, b""
             position = newline + 1
+            lines -= 1
             self._on_line(line)
         return position
 
-    def _whole_chunks(self, data: bytes, position: int, payload: list[bytes] | None) -> int:
-        """Pass over chunks that are plain and all here, and over the end; return where that stops."""
-        while (match := _PLAIN_SIZE(data, position)) is not None:
+    def _whole_chunks(
+        self, data: bytes, position: int, payload: list[bytes] | None, lines: int
+    ) -> tuple[int, int]:
+        """Pass over chunks that are plain and all here, and over the end; where that stops, and lines left."""
+        while lines and (match := _PLAIN_SIZE(data, position)) is not None:
             start, size = match.end(), int(match.group(1), 16)
             behind = start + size
             if data[behind : behind + 2] != b"\r\n":
@@ -145,10 +168,11 @@ class ChunkedBody:
             if payload is not None and size:
                 payload.append(data[start:behind])
             position = behind + 2
+            lines -= 1
             if not size:
                 self._state = _DONE
                 break
-        return position
+        return position, lines
 
     def _keep(self, part: bytes) -> None:
         self._line += part
@@ -199,10 +223,16 @@ class ChunkedBody:
 Body = Union[LengthBody, ChunkedBody, CloseBody]
 
 
-def track(length: int, *, status: int = 400, forbidden: frozenset[bytes] = FORBIDDEN_TRAILERS) -> Body:
+def track(
+    length: int,
+    *,
+    status: int = 400,
+    forbidden: frozenset[bytes] = FORBIDDEN_TRAILERS,
+    lines_max: int = sys.maxsize,
+) -> Body:
     """The tracker for a `body` as `parse_request` and `parse_response` give it."""
     if length == CHUNKED:
-        return ChunkedBody(status=status, forbidden=forbidden)
+        return ChunkedBody(status=status, forbidden=forbidden, lines_max=lines_max)
     if length == UNTIL_CLOSE:
         return CloseBody()
     return LengthBody(length)

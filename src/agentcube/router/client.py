@@ -10,7 +10,7 @@ from agentcube.errors import AgentCubeError, BodyTooLarge, Unavailable
 from agentcube.router import edge, exposed, problems, resolve, slow
 from agentcube.router.answering import REQUEST_ID_NAME, Answering, State
 from agentcube.router.heads import FORBIDDEN_TRAILERS
-from agentcube.router.turns import TURN_BYTES
+from agentcube.router.turns import TURN_LINES
 
 if TYPE_CHECKING:
     from agentcube.router.engine import Engine
@@ -47,8 +47,6 @@ class Client(Answering):
             self._state = _PREFACE
 
     def data_received(self, data: bytes) -> None:
-        if len(data) > TURN_BYTES:
-            data = self.set_aside(data)
         state = self._state
         if state is _HEAD:
             if self.writing_paused:
@@ -194,7 +192,7 @@ class Client(Answering):
             self._ends_at = engine.now + settings.exchange_timeout_s
         engine.in_flight += 1
         if request.body:
-            self._body = http1.track(request.body, forbidden=FORBIDDEN_TRAILERS)
+            self._body = http1.track(request.body, forbidden=FORBIDDEN_TRAILERS, lines_max=TURN_LINES)
             self._passed = 0
         else:
             self._body = None
@@ -226,7 +224,7 @@ class Client(Answering):
     def forward(self, destination: Destination, upstream: Upstream) -> None:
         """Send the exchange that was held for `slow`; the connection goes to the pool if it is over."""
         if self._state is _RESOLVE:
-            self._send(destination, upstream, self.set_aside(self.take_held()))
+            self._send(destination, upstream, self.take_held())
         else:
             self.give_back(upstream)
 
@@ -262,7 +260,9 @@ class Client(Answering):
         else:
             self._state = _BODY
             self.deadline = engine.now + engine.settings.body_idle_timeout_s
-            if self._eof_at:
+            if rest:
+                self.put_off(rest)
+            elif self._eof_at:
                 self.abort()
         if self.entry is not None:
             engine.activity.note(self.entry.id)
@@ -324,6 +324,10 @@ class Client(Answering):
         upstream.write(data if taken == len(data) else data[:taken])
         if not body.done:
             self._note_flow(settings.body_idle_timeout_s)
+            if taken < len(data):
+                self.put_off(data[taken:])
+            elif self._eof_at:
+                self.abort()  # it will never be whole
             return
         self._state = _WAIT
         self._note_flow(settings.stream_idle_timeout_s if self._answered else settings.first_byte_timeout_s)

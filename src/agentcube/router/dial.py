@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 from agentcube.errors import Unreachable
@@ -21,8 +22,11 @@ _DESCRIPTOR_BYTES = 4  # a C int
 _REPLY_BYTES = 64  # `-`, an errno name and a newline are far shorter
 
 
-async def dial(endpoint: Endpoint, factory: Callable[[], P], *, timeout_s: float) -> P:
-    """A new protocol of `factory`, connected to `endpoint`.
+async def dial(endpoint: Endpoint, factory: Callable[[socket.socket | None], P], *, timeout_s: float) -> P:
+    """A new protocol of `factory`, which gets the socket if it is one of TCP, connected to `endpoint`.
+
+    The loop's transport owns the socket: it is for options, while the transport is open. What
+    `get_extra_info` of uvloop gives makes a socket for each option, with three system calls.
 
     Raises:
         Unreachable: refused, or the sandbox is not there.
@@ -38,23 +42,44 @@ async def dial(endpoint: Endpoint, factory: Callable[[], P], *, timeout_s: float
         raise Unreachable("the sandbox refused the connection", reason=name) from None
 
 
-async def _connect(endpoint: Endpoint, factory: Callable[[], P]) -> P:
+async def _connect(endpoint: Endpoint, factory: Callable[[socket.socket | None], P]) -> P:
     loop = asyncio.get_running_loop()
     match endpoint.scheme:
         case "unix":
-            _, protocol = await loop.create_unix_connection(factory, endpoint.path)
+            _, protocol = await loop.create_unix_connection(lambda: factory(None), endpoint.path)
+            return protocol
         case "tcp":
-            _, protocol = await loop.create_connection(factory, endpoint.host, endpoint.port)
+            sock = await _connected(loop, endpoint.host, endpoint.port)
         case "passed":
-            passed = await _receive(loop, endpoint)
-            try:
-                _, protocol = await loop.create_connection(factory, sock=passed)
-            except BaseException:
-                passed.close()
-                raise
+            sock = await _receive(loop, endpoint)
         case _:
             raise OSError(errno.EPROTONOSUPPORT, "unknown scheme of endpoint")
+    try:
+        _, protocol = await loop.create_connection(lambda: factory(sock), sock=sock)
+    except BaseException:
+        with suppress(OSError):  # uvloop may have closed it under the object
+            sock.close()
+        raise
     return protocol
+
+
+async def _connected(loop: asyncio.AbstractEventLoop, host: str, port: int) -> socket.socket:
+    """Connected to the first address of `host` that answers."""
+    failed = OSError(errno.EADDRNOTAVAIL, "the host has no address")
+    for family, _, _, _, address in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            await loop.sock_connect(sock, address)
+        except OSError as error:
+            sock.close()
+            failed = error
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            return sock
+    raise failed
 
 
 async def _receive(loop: asyncio.AbstractEventLoop, endpoint: Endpoint) -> socket.socket:

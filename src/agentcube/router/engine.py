@@ -67,7 +67,7 @@ class Engine:
         self.reader = Reader()
         self.routes = Routes(settings.ports_domain)
         self.links = Links(links, clock)
-        self.pools = Pools(settings, lambda pool: Upstream(pool, self.reader))
+        self.pools = Pools(settings, lambda pool, sock: Upstream(pool, self.reader, sock))
         self.sessions = Sessions(store, self.pools)
         self.manager = manager_port(manager, self.pools)
         self.activity = Activity(store, clock)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 from weakref import WeakValueDictionary
 
 from agentcube.model.sandbox import Endpoint
@@ -14,12 +15,15 @@ if TYPE_CHECKING:
     from agentcube.router.upstream import Upstream
 
 
+Connect: TypeAlias = "Callable[[Pool, socket.socket | None], Upstream]"
+
+
 class Pools:
     """All pools of a Router, and how many connections idle in them together."""
 
     __slots__ = ("_pools", "connect", "idle", "in_use", "settings")
 
-    def __init__(self, settings: RouterSettings, connect: Callable[[Pool], Upstream]) -> None:
+    def __init__(self, settings: RouterSettings, connect: Connect) -> None:
         self.settings = settings
         self.connect = connect
         self.idle = 0
@@ -70,7 +74,10 @@ class Pool:
     def give(self, upstream: Upstream, now: float) -> None:
         """Take a connection back that is between two requests."""
         pools = self._pools
-        if len(self._idle) >= pools.settings.idle_per_endpoint_max or pools.idle >= pools.settings.idle_max:
+        full = (
+            len(self._idle) >= pools.settings.idle_per_endpoint_max or pools.idle >= pools.settings.idle_max
+        )
+        if full or upstream.behind:
             upstream.close()
             return
         upstream.idle_since = now
@@ -99,6 +106,6 @@ class Pool:
         """A new connection. Raises Unreachable or ConnectTimedOut."""
         return await dial(
             self.endpoint,
-            lambda: self._pools.connect(self),
+            lambda sock: self._pools.connect(self, sock),
             timeout_s=self._pools.settings.connect_timeout_s,
         )

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import asyncio
 
-TURN_BYTES = 4096
-"""What is looked at before others have their turn, when it is much work: some 700 chunks, 3 ms."""
-
-_LINES_MAX = 256  # in one read; a stream of events has a line or two in each
+TURN_LINES = 256
+"""Chunks that are looked at before others have their turn: some tenths of a millisecond."""
 
 
 class InTurns(asyncio.Protocol):
-    """A protocol whose `data_received` begins with `set_aside`, and whose reading stops meanwhile."""
+    """A protocol that can put off what it read, and reads no more meanwhile."""
 
     __slots__ = ("_later",)
 
@@ -31,23 +29,17 @@ class InTurns(asyncio.Protocol):
         """Stop or go on reading; `behind` has changed."""
         raise NotImplementedError
 
-    def set_aside(self, data: bytes) -> bytes:
-        """What of `data` to look at now; the rest comes by `data_received`, before what is behind already."""
-        if len(data) <= TURN_BYTES or data.count(b"\r\n") <= _LINES_MAX:
-            return data
-        behind, self._later = self._later, data[TURN_BYTES:] + self._later
+    def put_off(self, data: bytes) -> None:
+        """`data` comes again, by `data_received`, when others had their turn; before what is put off already."""
+        behind, self._later = self._later, data + self._later
         if not behind:
             self.update_reading()
             asyncio.get_running_loop().call_soon(self._next_turn)
-        return data[:TURN_BYTES]
 
     def _next_turn(self) -> None:
-        later = self._later
+        later, self._later = self._later, b""
         if not later:
             return  # the connection has ended meanwhile
-        self._later = later[TURN_BYTES:]
-        if self._later:
-            asyncio.get_running_loop().call_soon(self._next_turn)
-        else:
+        self.data_received(later)
+        if not self._later:
             self.update_reading()
-        self.data_received(later[:TURN_BYTES])

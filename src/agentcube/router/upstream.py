@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from agentcube import http1
 from agentcube.router.heads import Reader
-from agentcube.router.turns import TURN_BYTES, InTurns
+from agentcube.router.turns import TURN_LINES, InTurns
 
 if TYPE_CHECKING:
     from agentcube.router.answering import Answering
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _HEAD_BYTES_KEPT = 1024
 _SMALL_READ = 16 * 1024  # below it the sender may be waiting for us rather than we for it
+_INTERIMS = 16  # answers before the answer that are read before others have their turn
 _FLUSH_S = 10.0  # for the last bytes of a tunnel; a sandbox that does not read may not hold us longer
 
 
@@ -30,6 +31,7 @@ class Upstream(InTurns):
 
     __slots__ = (
         "_body",
+        "_fresh",
         "_head",
         "_keep",
         "_last_answer",
@@ -49,7 +51,7 @@ class Upstream(InTurns):
 
     transport: asyncio.Transport
 
-    def __init__(self, pool: Pool, reader: Reader) -> None:
+    def __init__(self, pool: Pool, reader: Reader, tcp: socket.socket | None) -> None:
         super().__init__()
         self.pool = pool
         self.client: Answering | None = None
@@ -60,10 +62,11 @@ class Upstream(InTurns):
         self._reader = reader
         self._head = b""  # an incomplete head
         self._body: http1.Body | None = None  # of the answer whose head has passed
+        self._fresh = True  # nobody has had it yet
         self._keep = False
         self._last_head = b""  # the last answer's, and what it meant
         self._last_answer: Answer | None = None
-        self._tcp: socket.socket | None = None
+        self._tcp = tcp
         self._tunnel = False
         self._paused = False
 
@@ -72,6 +75,9 @@ class Upstream(InTurns):
     def begin(self, client: Answering) -> None:
         """Serve `client` from now on; it writes its request next."""
         self.client = client
+        self._fresh = False
+        if self._later:
+            asyncio.get_running_loop().call_soon(self._next_turn)
         self.heard = False
         self._body = None
 
@@ -128,17 +134,11 @@ class Upstream(InTurns):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        sock = transport.get_extra_info("socket")
-        if sock is not None and sock.family != socket.AF_UNIX:
-            self._tcp = sock
 
     def data_received(self, data: bytes) -> None:
-        if len(data) > TURN_BYTES:
-            data = self.set_aside(data)
         client = self.client
         if client is None:
-            # Nobody asked: whatever it is, it would be taken for the next request's answer.
-            self.abandon()
+            self._on_unasked(data)
         elif self._tunnel:
             client.relay(data)
         elif self._body is not None:
@@ -147,12 +147,19 @@ class Upstream(InTurns):
             self.heard = True
             self._on_head(client, data)
 
+    def _on_unasked(self, data: bytes) -> None:
+        if self._fresh:  # a server that speaks first, before we could say whose the connection is
+            self._later += data
+            self.update_reading()
+        else:
+            self.abandon()  # whatever it is, it would be taken for the next request's answer
+
     def _on_head(self, client: Answering, data: bytes) -> None:
         searched = len(self._head)
         if searched:
-            data = self._head + data
+            data, self._head = self._head + data, b""
         try:
-            while True:
+            for _ in range(_INTERIMS):
                 end = http1.response_end(data, searched)
                 if end < 0:
                     self._head = data
@@ -160,16 +167,18 @@ class Upstream(InTurns):
                 searched = 0
                 answer = self._read(data[:end], client)
                 data = data[end:]
-                if answer.status >= 200 or answer.status == 101:
-                    break
+                if answer.status == 101:
+                    self._on_switch(client, answer, data)
+                    return
+                if answer.status >= 200:
+                    self._on_answer(client, answer, data)
+                    return
                 client.on_interim(answer)
-            self._head = b""
-            if answer.status == 101:
-                self._on_switch(client, answer, data)
-            else:
-                self._on_answer(client, answer, data)
         except http1.ProtocolError as error:
             client.on_bad_answer(error)
+            return
+        if data:
+            self.put_off(data)
 
     def _read(self, head: bytes, client: Answering) -> Answer:
         """What `head` means. Servers say the same for a while: a date has seconds, a body few lengths."""
@@ -189,14 +198,16 @@ class Upstream(InTurns):
             client.on_answer(answer, rest[:length] if length else b"")
             self._finish(client, clean=length == len(rest))
             return
-        body = http1.track(length, status=502)
+        body = http1.track(length, status=502, lines_max=TURN_LINES)
         taken = body.feed(rest)
         client.on_answer(answer, rest[:taken])
         if body.done:
             self._finish(client, clean=taken == len(rest))
-        else:
-            self._body = body
-            self._acknowledge()
+            return
+        self._body = body
+        self._acknowledge()
+        if taken < len(rest):
+            self.put_off(rest[taken:])
 
     def _on_body(self, client: Answering, body: http1.Body, data: bytes) -> None:
         try:
@@ -207,7 +218,9 @@ class Upstream(InTurns):
         client.relay(data if taken == len(data) else data[:taken])
         if body.done:
             self._finish(client, clean=taken == len(data))
-        elif len(data) < _SMALL_READ:
+        elif taken < len(data):
+            self.put_off(data[taken:])
+        elif taken < _SMALL_READ:
             self._acknowledge()
 
     def _acknowledge(self) -> None:
@@ -232,7 +245,7 @@ class Upstream(InTurns):
         """The answer is whole. `clean`: nothing came behind it."""
         self.client = None
         self._body = None
-        if clean and self._keep and client.whole and not self.closing and not self._later:
+        if clean and self._keep and client.whole and not self.closing:
             if self._paused:
                 self.resume()
             self.reused = True

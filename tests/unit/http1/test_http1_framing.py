@@ -45,6 +45,26 @@ def test_a_chunked_body_ends_where_it_ends_however_it_is_cut(
     assert body.trailers == [(b"x-sum", b"1")]
 
 
+@given(st.lists(st.binary(max_size=4), max_size=9), st.binary(max_size=20), CUTS, st.integers(1, 3))
+def test_a_chunked_body_can_be_read_a_few_lines_at_a_time(
+    parts: list[bytes], after: bytes, places: list[int], lines_max: int
+) -> None:
+    body = http1.ChunkedBody(lines_max=lines_max)
+    payload: list[bytes] = []
+    rest = b""
+    for piece in cut(chunked(parts, b"X-Sum: 1\r\n") + after, places):
+        while piece and not body.done:
+            before = len(payload)
+            taken = body.feed(piece, payload)
+            assert taken > 0
+            assert (
+                len(payload) - before <= lines_max + 1
+            )  # the end of one chunk, and the beginning of the last
+            piece = piece[taken:]
+        rest += piece
+    assert (b"".join(payload), rest, body.done) == (b"".join(parts), after, True)
+
+
 @given(st.binary(max_size=60), CUTS, st.binary(max_size=5))
 def test_a_body_of_known_length_takes_just_that(data: bytes, places: list[int], after: bytes) -> None:
     body = http1.track(len(data))
