@@ -6,8 +6,6 @@ Pure. The rules themselves are those of `agentcube.http1`, and a test holds that
 from __future__ import annotations
 
 import re
-from itertools import compress
-from operator import ne
 
 from agentcube import http1
 from agentcube.model.ids import SessionId
@@ -22,16 +20,15 @@ from agentcube.router.lines import (
     KEEP,
     REQUEST_ID,
     SESSION,
-    TEXT,
     TRANSFER_ENCODING,
     UPGRADE,
     Lines,
 )
 from agentcube.router.memo import Memo
+from agentcube.router.repeats import BLOCK_BYTES_MAX, Changing, joined, repeats
 from agentcube.wire.names import ERROR_HEADER, REQUEST_ID_HEADER, SESSION_HEADER
 
 _STATUS_BYTES_MAX = 1024  # longer ones are read anew each time
-_BLOCK_BYTES_MAX = 2048  # of a connection's last head; 10,000 idle clients hold 20 MB with it
 
 _SESSION_NAME = SESSION_HEADER.encode()
 _REQUEST_ID_NAME = REQUEST_ID_HEADER.encode()
@@ -82,6 +79,7 @@ class Request:
         "authorization",
         "block",
         "body",
+        "changing",
         "forwarded",
         "given_id",
         "host",
@@ -107,6 +105,7 @@ class Request:
     kinds: list[int]  # theirs
     kept_at: list[int]  # which of them pass on
     kept: bytes  # the raw lines that pass on unchanged, each with its CRLF
+    changing: Changing | None  # what differs from request to request, as far as that was seen
     body: int  # length, or http1.CHUNKED
     keep_alive: bool
     upgrade: bytes | None
@@ -132,7 +131,7 @@ def unread_request(id: bytes) -> Request:
     request = Request()
     request.method, request.target, request.minor = b"", b"", 1
     request.block, request.kept, request.body, request.keep_alive = b"", b"", 0, False
-    request.lines, request.kinds, request.kept_at = [], [], []
+    request.lines, request.kinds, request.kept_at, request.changing = [], [], [], None
     request.upgrade = request.session_id = request.authorization = None
     request.host, request.forwarded, request.given_id, request.id = b"", [], b"", id
     return request
@@ -172,12 +171,12 @@ class Reader:
         first_end = head.find(b"\r\n")
         method, target, minor = http1.parse_request_line(head[:first_end])
         block = head[first_end:]
-        if minor == previous.minor and (block == previous.block or _repeats(previous, block)):
+        if minor == previous.minor and (block == previous.block or repeats(previous, block)):
             previous.method, previous.target = method, target
             return previous
         found = self._fields(head, minor)
         found.method, found.target = method, target
-        found.block = block if len(block) <= _BLOCK_BYTES_MAX else b""
+        found.block = block if len(block) <= BLOCK_BYTES_MAX else b""
         if not previous.block or not found.block:
             found.lines = []  # whether this client's lines change is not known yet, and they take room
         return found
@@ -192,6 +191,7 @@ class Reader:
         connection: frozenset[bytes] | None = None
         chunked = False
         found.given_id = b""
+        found.changing = None
         found.forwarded = []
         for at, kind in enumerate(kinds):
             if kind == KEEP:
@@ -246,7 +246,7 @@ class Reader:
             left = set(self._requests.without([lines[at] for at in kept_at], connection))
             found.kept_at = kept_at = [at for at in kept_at if lines[at] in left]
             self._apply_connection(found, connection, upgrade)
-        found.kept = _joined(lines, kept_at)
+        found.kept = joined(lines, kept_at)
         return found
 
     def _apply_connection(self, found: Request, connection: frozenset[bytes], upgrade: bytes | None) -> None:
@@ -326,24 +326,3 @@ class Reader:
             raise http1.ProtocolError(502, "a chunked answer to an HTTP/1.0 request")
         found.head = b"\r\n".join((first, *kept, b""))
         return found
-
-
-def _joined(lines: list[bytes], kept_at: list[int]) -> bytes:
-    return b"\r\n".join([*[lines[at] for at in kept_at], b""])
-
-
-def _repeats(previous: Request, block: bytes) -> bool:
-    """Whether `block` says what the one before it said, but for values that only pass on; `previous` has these then."""
-    before, kinds = previous.lines, previous.kinds
-    if not before or len(block) > _BLOCK_BYTES_MAX:
-        return False
-    lines = block[:-4].split(b"\r\n")
-    if len(lines) != len(before):
-        return False
-    for at in compress(range(len(lines)), map(ne, lines, before)):
-        line, old = lines[at], before[at]
-        if kinds[at] != KEEP or not line.startswith(old[: old.find(b":") + 1]) or line.translate(None, TEXT):
-            return False
-    previous.block, previous.lines = block, lines
-    previous.kept = _joined(lines, previous.kept_at)
-    return True

@@ -85,12 +85,16 @@ VALUES = st.sampled_from(
 @st.composite
 def a_clients_heads(draw: st.DrawFn) -> list[bytes]:
     """Heads with the same names mostly, whose values change."""
-    names = draw(st.lists(NAMES, min_size=1, max_size=3))
-    count = draw(st.integers(3, 5))
-    lines = [
-        [draw(st.just(name) | st.just(name) | NAMES) + draw(VALUES) for name in names] for _ in range(count)
-    ]
-    return [request(*said) for said in lines]
+    names = draw(st.lists(st.tuples(NAMES, st.booleans()), min_size=1, max_size=6))
+    same = [name + draw(VALUES) for name, _ in names]
+    heads = []
+    for _ in range(draw(st.integers(3, 8))):
+        lines = [
+            draw(st.just(name) | st.just(name) | NAMES) + draw(VALUES) if changes else line
+            for (name, changes), line in zip(names, same, strict=True)
+        ]
+        heads.append(request(*lines))
+    return heads
 
 
 @given(a_clients_heads())
@@ -112,8 +116,31 @@ def test_what_a_client_said_before_changes_no_meaning(said: list[bytes]) -> None
 
 
 MEANING = [
-    name for name in heads.Request.__slots__ if name not in ("id", "scheme", "lines", "kinds", "kept_at")
+    name
+    for name in heads.Request.__slots__
+    if name not in ("id", "scheme", "lines", "kinds", "kept_at", "changing")
 ]
+
+
+def test_of_lines_that_always_change_only_those_are_looked_at() -> None:
+    reader, before = Reader(), NONE
+    for n in range(5):
+        lines = (b"X-A: same", b"X-N: %d" % n, b"X-B: same", b"X-M: %d" % (10**n), b"X-C: same")
+        before = reader.request(request(*lines), before)
+        assert before.kept == b"".join(line + b"\r\n" for line in lines)
+    changing = before.changing
+    assert changing is not None
+    assert changing.names == [b"X-N:", b"X-B:", b"X-M:"]
+    for bad in (b"X-N: 1", b"X-N: 1\r\nX-B: \x01\r\nX-M: 1", b"X-N: 1\r\nHost: y\r\nX-M: 1"):
+        block = request(b"X-A: same", bad, b"X-C: same").partition(b" HTTP/1.1")[2]
+        assert not changing.take(before, block)
+
+
+def test_a_line_that_is_spelled_as_we_pass_it_on_is_no_change() -> None:
+    reader, before = Reader(), NONE
+    for spelling in (b"transfer-encoding", b"Transfer-Encoding") * 3:
+        before = reader.request(request(spelling + b": chunked"), before)
+        assert (before.kept, before.body) == (b"Transfer-Encoding: chunked\r\n", http1.CHUNKED)
 
 
 @pytest.mark.parametrize(("head", "status"), BAD_REQUESTS.values(), ids=BAD_REQUESTS.keys())
