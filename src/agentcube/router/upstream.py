@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _HEAD_BYTES_KEPT = 1024
 _SMALL_READ = 16 * 1024  # below it the sender may be waiting for us rather than we for it
-_INTERIMS = 16  # answers before the answer that are read before others have their turn
+_INTERIM_BYTES = 4096  # of answers before the answer, looked at before others have their turn
 _FLUSH_S = 10.0  # for the last bytes of a tunnel; a sandbox that does not read may not hold us longer
 
 
@@ -159,7 +159,7 @@ class Upstream(InTurns):
         if searched:
             data, self._head = self._head + data, b""
         try:
-            for _ in range(_INTERIMS):
+            while True:
                 end = http1.response_end(data, searched)
                 if end < 0:
                     self._head = data
@@ -174,11 +174,11 @@ class Upstream(InTurns):
                     self._on_answer(client, answer, data)
                     return
                 client.on_interim(answer)
+                if len(data) > _INTERIM_BYTES:
+                    self.put_off(data[_INTERIM_BYTES:])
+                    data = data[:_INTERIM_BYTES]
         except http1.ProtocolError as error:
             client.on_bad_answer(error)
-            return
-        if data:
-            self.put_off(data)
 
     def _read(self, head: bytes, client: Answering) -> Answer:
         """What `head` means. Servers say the same for a while: a date has seconds, a body few lengths."""
@@ -245,7 +245,7 @@ class Upstream(InTurns):
         """The answer is whole. `clean`: nothing came behind it."""
         self.client = None
         self._body = None
-        if clean and self._keep and client.whole and not self.closing:
+        if clean and self._keep and client.whole and not self.closing and not self._later:
             if self._paused:
                 self.resume()
             self.reused = True
