@@ -154,6 +154,17 @@ def test_an_iterator_that_is_dropped_ends_what_it_was_of_at_once(server: WireSer
             gc.enable()
 
 
+def test_a_process_that_outlives_its_client_is_no_news(
+    server: WireServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Sandbox(url=server.url) as box:
+        process = box.commands.start(["sleep"])
+        next(iter(process))
+    del process
+    gc.collect()
+    assert not [record for record in caplog.records if record.name == "agentcube.sdk"]
+
+
 @pytest.mark.parametrize("call", ['box.commands.run(["sleep"])', 'box.run("print a\\nsleep")'])
 def test_ctrl_c_ends_what_was_waited_for(server: WireServer, call: str) -> None:
     program = f"""
