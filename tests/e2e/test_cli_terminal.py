@@ -44,7 +44,10 @@ def test_a_shell_is_a_terminal(server: harness.Server, session: str) -> None:
         me.sees(r"echoed\r\nechoed")
         me.types("\x1a")  # Ctrl-Z
         me.sees(r"Stopped")
-        me.types("kill -9 %1; wait; printf '\\033[31mred\\033[0m\\n'\r")
+        # Bash hears of it later, and does not exit before.
+        me.types(
+            "kill -9 %1; until [ -z \"$(jobs -s)\" ]; do sleep 0.1; done; printf '\\033[31mred\\033[0m\\n'\r"
+        )
         me.sees(r"[\r\n]\x1b\[31mred\x1b\[0m")
         me.types("exit 9\r")
         assert me.exit_code() == 9
