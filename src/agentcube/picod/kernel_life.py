@@ -11,6 +11,7 @@ import asyncio
 import itertools
 import os
 import signal
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Callable, Protocol
 
@@ -83,7 +84,7 @@ class Owner(Protocol):
         ...
 
 
-class Life:
+class Life(ABC):
     """A process under way. `note` is why it was killed, if somebody knows better than its exit status."""
 
     implementation = ""
@@ -122,8 +123,9 @@ class Life:
             await self.kill("it was not wanted any more")
             raise
 
+    @abstractmethod
     async def _launch(self) -> None:
-        raise NotImplementedError
+        """Start the process, and `_join` it."""
 
     def _join(self, pid: int, outputs: dict[str, int], report: int, take: Callable[[], bool]) -> None:
         """The process is there: listen to it."""
@@ -176,8 +178,9 @@ class Life:
         self._oom_before = self._parts.oom_kills()
         self._execute(code, silent=silent, store_history=store_history)
 
+    @abstractmethod
     def _execute(self, code: str, *, silent: bool, store_history: bool) -> None:
-        raise NotImplementedError
+        """Tell the process to run a cell."""
 
     def interrupt(self) -> None:
         """SIGINT to the kernel and what it runs in the foreground."""
@@ -250,6 +253,7 @@ class Life:
         elif not self._ready.cancelled() and self._ready.exception() is None:
             self._owner.died(reason)
 
+    @abstractmethod
     def _close(self) -> None:
         """Close what is left."""
 

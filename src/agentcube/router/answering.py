@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import asyncio
+from abc import abstractmethod
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -97,13 +98,13 @@ class Answering(Downstream):
         self._ends_at = 0.0  # when the exchange has taken as long as one may; 0: never
         self._tunnel_eofs = 0
 
+    @abstractmethod
     def _continue(self) -> None:
         """Begin the next request, if its bytes are held and its answer could be written."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, destination: Destination, upstream: Upstream) -> None:
         """Send the exchange that was held for `slow`; the connection goes to the pool if it is over."""
-        raise NotImplementedError
 
     def open_tunnel(self, destination: Destination, upstream: Upstream) -> None:
         """Answer the exchange that was held for `slow` with a tunnel to `upstream`; closed if that is over."""

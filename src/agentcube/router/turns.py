@@ -7,12 +7,13 @@ loop reads at once, can be forty thousand chunks of one byte, and it reads many 
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 
 TURN_LINES = 256
 """Chunks that are looked at before others have their turn: some tenths of a millisecond."""
 
 
-class InTurns(asyncio.Protocol):
+class InTurns(asyncio.Protocol, ABC):
     """A protocol that can put off what it read, and reads no more meanwhile."""
 
     __slots__ = ("_later",)
@@ -25,9 +26,9 @@ class InTurns(asyncio.Protocol):
         """Whether something that was read waits for its turn. Nothing more may be read then."""
         return bool(self._later)
 
+    @abstractmethod
     def update_reading(self) -> None:
         """Stop or go on reading; `behind` has changed."""
-        raise NotImplementedError
 
     def put_off(self, data: bytes) -> None:
         """`data` comes again, by `data_received`, when others had their turn; before what is put off already."""
