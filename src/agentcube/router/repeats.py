@@ -46,7 +46,7 @@ def repeats(previous: Request, block: bytes) -> bool:
 
 
 class Changing(NamedTuple):
-    """Lines in a row that a client changes from request to request, all of which pass on."""
+    """Lines in a row that a client changes from request to request, all of which only pass on."""
 
     begins: int  # where they do in `block`
     follows: int  # how much of it comes behind them
@@ -76,10 +76,12 @@ class Changing(NamedTuple):
 
 
 def _changing(request: Request, changed: list[int]) -> Changing | None:
-    """Where the lines with these numbers are, and what lies between; None if not all of it passes on."""
+    """Where the lines with these numbers are, and what lies between; None if not all of it only passes on."""
     first, last = changed[0], changed[-1]
-    lines, kept_at = request.lines, request.kept_at
-    if not set(range(first, last + 1)) <= set(kept_at):
+    lines, kept_at, kinds = request.lines, request.kept_at, request.kinds
+    between = range(first, last + 1)
+    # Lines that frame the body pass on, too, and mean something; lines that Connection names do not pass on.
+    if not set(between) <= set(kept_at) or any(kinds[at] != KEEP for at in between):
         return None
     region = lines[first : last + 1]
     size = sum(map(len, region)) + 2 * (len(region) - 1)

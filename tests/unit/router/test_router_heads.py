@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.http1.test_http1_heads import BAD_REQUESTS, HEADS, request
 
@@ -97,7 +97,54 @@ def a_clients_heads(draw: st.DrawFn) -> list[bytes]:
     return heads
 
 
-@given(a_clients_heads())
+SPECIAL: dict[bytes, list[bytes]] = {
+    b"Host: x": [b"Host: y"],
+    b"Content-Length: 3": [b"Content-Length: 50", b"Content-Length: abc"],
+    b"Transfer-Encoding: chunked": [b"Transfer-Encoding: gzip", b"Transfer-Encoding: identity, chunked"],
+    b"X-AgentCube-Session-Id: s": [b"X-AgentCube-Session-Id: t"],
+    b"Authorization: Bearer a": [b"Authorization: Bearer b"],
+    b"X-Request-Id: r": [b"X-Request-Id: q"],
+    b"X-Forwarded-For: 1": [b"X-Forwarded-For: 2"],
+    b"Connection: x-q": [b"Connection: close", b"Connection: x-n"],
+    b"X-Q: 1": [b"X-Q: 2"],
+    b"Upgrade: h9": [b"Upgrade: h8"],
+    b"Accept: */*": [b"Accept: z"],
+}
+
+
+@st.composite
+def heads_with_one_surprise(draw: st.DrawFn) -> list[bytes]:
+    """Two lines change with every request; then another one does, once, and then earlier heads come again."""
+    same: list[bytes | None] = list(draw(st.lists(st.sampled_from([*SPECIAL]), max_size=4, unique=True)))
+    if b"Host: x" not in same:
+        same.insert(0, b"Host: x")
+    lines = list(same)
+    for _ in range(2):
+        lines.insert(draw(st.integers(0, len(lines))), None)  # one that changes
+
+    def head(n: int, lines: list[bytes | None]) -> bytes:
+        number = iter(range(2))
+        return b"\r\n".join(
+            (
+                b"POST / HTTP/1.1",
+                *(b"X-N%d: %d" % (next(number), n) if line is None else line for line in lines),
+                b"\r\n",
+            )
+        )
+
+    surprising = draw(st.sampled_from([line for line in same if line is not None]))
+    said = draw(st.sampled_from(SPECIAL[surprising]))
+    other = [said if line == surprising else line for line in lines]
+    again = draw(st.sampled_from([2, 3]))
+    return [
+        *(head(n, lines) for n in range(3)),
+        head(again, other),
+        *(head(n, lines) for n in (1, 2, 1)),
+    ]
+
+
+@given(a_clients_heads() | heads_with_one_surprise())
+@settings(max_examples=600)
 def test_what_a_client_said_before_changes_no_meaning(said: list[bytes]) -> None:
     """Of lines that differ in their values alone, only the values are read."""
     reader, before = Reader(), NONE
