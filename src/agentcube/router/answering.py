@@ -355,8 +355,10 @@ class Answering(Downstream):
         if self._state is not _RESOLVE or body is None:
             return self._state is _WAIT or self._state is _RESOLVE
         held = self.take_held()
+        taken = 0
         try:
-            taken = body.feed(held)
+            while taken < len(held) and not body.done:
+                taken += body.feed(held[taken:])
         except http1.ProtocolError:
             return False
         if body.done and taken < len(held):

@@ -326,8 +326,6 @@ class Client(Answering):
             self._note_flow(settings.body_idle_timeout_s)
             if taken < len(data):
                 self.put_off(data[taken:])
-            elif self._eof_at:
-                self.abort()  # it will never be whole
             return
         self._state = _WAIT
         self._note_flow(settings.stream_idle_timeout_s if self._answered else settings.first_byte_timeout_s)

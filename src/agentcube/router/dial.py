@@ -66,8 +66,14 @@ async def _connect(endpoint: Endpoint, factory: Callable[[socket.socket | None],
 async def _connected(loop: asyncio.AbstractEventLoop, host: str, port: int) -> socket.socket:
     """Connected to the first address of `host` that answers."""
     failed = OSError(errno.EADDRNOTAVAIL, "the host has no address")
-    for family, _, _, _, address in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-        sock = socket.socket(family, socket.SOCK_STREAM)
+    for family, kind, protocol, _, address in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        try:
+            sock = socket.socket(
+                family, kind, protocol
+            )  # asyncio turns Nagle's algorithm off by its protocol
+        except OSError as error:  # a family that this kernel lacks
+            failed = error
+            continue
         try:
             sock.setblocking(False)
             await loop.sock_connect(sock, address)

@@ -81,6 +81,7 @@ class Pool:
             upstream.close()
             return
         upstream.idle_since = now
+        upstream.fresh = False
         self._idle.append(upstream)
         pools.idle += 1
         pools.in_use.add(self)

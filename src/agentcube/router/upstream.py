@@ -31,7 +31,6 @@ class Upstream(InTurns):
 
     __slots__ = (
         "_body",
-        "_fresh",
         "_head",
         "_keep",
         "_last_answer",
@@ -42,6 +41,7 @@ class Upstream(InTurns):
         "_tunnel",
         "client",
         "closing",
+        "fresh",
         "heard",
         "idle_since",
         "pool",
@@ -62,7 +62,7 @@ class Upstream(InTurns):
         self._reader = reader
         self._head = b""  # an incomplete head
         self._body: http1.Body | None = None  # of the answer whose head has passed
-        self._fresh = True  # nobody has had it yet
+        self.fresh = True  # nobody has had it yet, and it has not idled
         self._keep = False
         self._last_head = b""  # the last answer's, and what it meant
         self._last_answer: Answer | None = None
@@ -75,7 +75,7 @@ class Upstream(InTurns):
     def begin(self, client: Answering) -> None:
         """Serve `client` from now on; it writes its request next."""
         self.client = client
-        self._fresh = False
+        self.fresh = False
         if self._later:
             asyncio.get_running_loop().call_soon(self._next_turn)
         self.heard = False
@@ -148,7 +148,7 @@ class Upstream(InTurns):
             self._on_head(client, data)
 
     def _on_unasked(self, data: bytes) -> None:
-        if self._fresh:  # a server that speaks first, before we could say whose the connection is
+        if self.fresh:  # a server that speaks first, before we could say whose the connection is
             self._later += data
             self.update_reading()
         else:

@@ -2,9 +2,12 @@
 
 import asyncio
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from agentcube.router import pool
+from agentcube.router.dial import dial
 from tests.integration.router.world import AGENT_PATH, FAST, OK, SID, Peer, eventually, world
 
 pytestmark = pytest.mark.anyio
@@ -132,3 +135,42 @@ async def test_the_connection_used_last_is_used_first() -> None:
         gates.clear()
         for _ in range(5):
             assert (await w.ask()).body == b"1"
+
+
+async def test_what_an_unused_connection_says_in_the_pool_is_nobodys_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its client left while it was dialled; then its server speaks, as one does that waited too long."""
+    asked = asyncio.Event()
+    may_dial, may_speak = asyncio.Event(), asyncio.Event()
+    connections: list[Peer] = []
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        peer = Peer(reader, writer)
+        connections.append(peer)
+        if len(connections) == 1:
+            await may_speak.wait()
+            await peer.write(OK.replace(b"ok", b"no"))
+        else:
+            await peer.request()
+            await peer.write(OK)
+        await reader.read()
+
+    async def late(*args: Any, **kwargs: Any) -> Any:
+        asked.set()
+        await may_dial.wait()
+        return await dial(*args, **kwargs)
+
+    monkeypatch.setattr(pool, "dial", late)
+    async with world(replace(FAST, upstream_idle_ttl_s=60)) as w:
+        w.agent(await w.tcp(handle))
+        peer = await w.connect()
+        await peer.send()
+        await asyncio.wait_for(asked.wait(), 5)
+        peer.writer.transport.abort()
+        await eventually(lambda: w.router.connections == 0)
+        may_dial.set()
+        await eventually(lambda: w.router._engine.pools.idle == 1)
+        may_speak.set()
+        await eventually(lambda: w.router._engine.pools.idle == 0)
+        assert (await w.ask()).body == b"ok"

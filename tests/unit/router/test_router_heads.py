@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.unit.http1.test_http1_heads import BAD_REQUESTS, HEADS, request
 
@@ -144,7 +144,21 @@ def heads_with_one_surprise(draw: st.DrawFn) -> list[bytes]:
 
 
 @given(a_clients_heads() | heads_with_one_surprise())
-@settings(max_examples=600)
+@settings(max_examples=1000)
+@example(
+    [
+        request(b"X-A: %d" % n, line, b"X-B: %d" % n)
+        for line in (b"Content-Length: 3", b"Content-Length: 50", b"Content-Length: abc")
+        for n in range(3)
+    ]
+)
+@example(
+    [
+        request(b"X-A: %d" % n, line, b"X-B: %d" % n)
+        for line in (b"Transfer-Encoding: chunked", b"Transfer-Encoding: identity, chunked")
+        for n in range(3)
+    ]
+)
 def test_what_a_client_said_before_changes_no_meaning(said: list[bytes]) -> None:
     """Of lines that differ in their values alone, only the values are read."""
     reader, before = Reader(), NONE
