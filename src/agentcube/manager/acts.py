@@ -85,27 +85,32 @@ class Acts:
         except StoreFailed:
             raise
         except Interrupted:
-            if await self._is_unwanted(session):
-                await self._discard(own)
+            await self._discard_unwanted(session, own)
             raise
         except AgentCubeError as exc:
             outcome = _failing(exc.code, exc.detail)
         try:
             now = await self._records.finish(session.id, outcome)
         except (Interrupted, SessionNotFound):
-            await self._discard(own)  # whoever has the session now makes another
+            await self._discard_unwanted(session, own)
             raise
         if now.phase is Phase.FAILED:
             self._told(now)
             await self._discard(own)
 
-    async def _is_unwanted(self, session: Session) -> bool:
-        """Whether the start that `session` was read for is nobody's any more."""
+    async def _discard_unwanted(self, session: Session, own: SandboxId) -> None:
+        """Destroy what was started for `session` as it was read, if that is nobody's any more.
+
+        It is the session's when a write that the store was not heard of again has landed since.
+        """
         try:
             now = await self._records.store.get(session.id)
         except SessionNotFound:
-            return True
-        return now.phase is not Phase.PENDING or now.attempt != session.attempt
+            await self._discard(own)
+            return
+        has_it = now.sandbox is not None and now.sandbox.id == own
+        if not has_it and (now.phase is not Phase.PENDING or now.attempt != session.attempt):
+            await self._discard(own)  # whoever has the session now makes another
 
     async def bind(self, session: Session, flight: Flight) -> None:
         """Tie the sandbox to the session and wait until it answers; Ready, or Failed with the reason."""

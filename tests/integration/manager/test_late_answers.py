@@ -190,6 +190,56 @@ async def test_a_start_is_not_destroyed_that_may_still_be_wanted(key: RSAPrivate
         assert session.sandbox.id in machine.boxes
 
 
+async def test_a_sandbox_is_not_destroyed_that_a_lost_write_gave_to_its_session(key: RSAPrivateKey) -> None:
+    """The store is not heard again when it is told that the sandbox runs, and takes it in all the same, later.
+
+    Until then the manager starts again, with the same id, and stands still; another goes on meanwhile.
+    """
+    lost: list[Any] = []
+    go_on = asyncio.Event()
+
+    class Unheard(MemoryStore):
+        async def replace(self, session: Any, **more: Any) -> Any:
+            if session.phase is Phase.RUNNING and not lost:
+                lost.append((session, more))
+                raise StoreFailed("the link is gone")
+            return await super().replace(session, **more)
+
+    class Slow(FakeDriver):
+        starts = 0
+
+        async def create(self, spec: Any) -> Sandbox:
+            self.starts += 1
+            if self.starts > 1:
+                await go_on.wait()
+            return await super().create(spec)
+
+    async def standing_still(*_: Any) -> None: ...
+
+    store, machine = Unheard(), FakeMachine()
+    driver = Slow(machine)
+    lease: dict[str, Any] = {"replicated": True, "lease_s": 0.5}
+    async with managing(store, driver, key, **lease) as manager:
+        with pytest.raises(StoreFailed):
+            await manager.service.sessions.create(Wish(template=KEY), LOCAL, Repeatable("key", "body"))
+        session, more = lost[0]
+        manager._reconciler._renew = standing_still  # type: ignore[method-assign]
+        again = manager._reconciler.look(session.id).task
+        await eventually(lambda: driver.starts == 2)
+        await MemoryStore.replace(store, session, **more)
+
+        async def ready() -> bool:
+            return (await store.get(session.id)).phase is Phase.READY
+
+        async with managing(store, FakeDriver(machine), key, **lease):
+            await eventually(ready)
+            go_on.set()
+            await asyncio.wait({again}, timeout=10)
+            assert again.done()
+            assert await ready()
+            assert session.sandbox.id in machine.boxes
+
+
 async def test_a_session_that_its_client_was_told_has_failed_does_not_begin_again(key: RSAPrivateKey) -> None:
     """Its warm sandbox was no good, and could not be destroyed at first: a cold start was out of the question."""
     store, driver = MemoryStore(), FakeDriver(FakeMachine())
