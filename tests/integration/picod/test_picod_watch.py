@@ -346,6 +346,25 @@ def test_a_copy_is_right_after_chaos(folder: Folder, watch: Watch, seed: int) ->
     folder.shell("".join(f"python3 chaos.py {seed}-{n} & " for n in range(3)) + "wait; mkdir w/mark")
     seen.until("create w/mark/")
     eventually(lambda: copied(seen.events) == real(folder, "w"))
+    folder.shell("find w -type d -exec touch {}/after ';'; mkdir w/mark/2")
+    seen.until("create w/mark/2/")
+    eventually(lambda: copied(seen.events) == real(folder, "w"))  # no directory is out of its sight
+
+
+@pytest.mark.parametrize(("name", "far"), [("n" * 240, 17), ("d", 254)], ids=["bytes", "levels"])
+def test_where_no_call_can_go_a_watch_does_not_go_either(
+    folder: Folder, watch: Watch, name: str, far: int
+) -> None:
+    """Told is the directory from which on paths are too long for everybody; nothing of what is in it."""
+    folder.shell("mkdir w")
+    seen = watch(folder, "/w", "&recursive=true")
+    deeper = f"os.mkdir('{name}'); os.chdir('{name}')"
+    program = f"import os\nos.chdir('w')\nfor _ in range({far + 9}): {deeper}\nopen('f', 'w')"
+    folder.shell(f'python3 -c "{program}"; touch w/mark')
+    seen.until("create w/mark")
+    (told,) = [event["path"] for event in seen.events if event["event"] == "overflow"]
+    assert told.split("/").count(name) == far
+    assert max(len(event["path"]) for event in seen.events if "path" in event) < 4600
 
 
 def test_an_overflow_is_told_and_the_watch_goes_on(folder: Folder, watch: Watch) -> None:

@@ -44,6 +44,7 @@ from agentcube.picod.files.watched import (
     Tree,
     upwards,
 )
+from agentcube.picod.paths import DEPTH_MAX, PATH_BYTES_MAX
 from agentcube.picod.problems import Problem
 
 COALESCE_S = 0.05  # writes to one file are told once in it; halves of a rename find each other
@@ -102,7 +103,9 @@ class Watch:
         try:
             if self._recursive:
                 yield from self._scan_all()
+            told = self._take()
             self._say("ready", ())
+            self._events.extend(told)
             while not self._over:
                 yield Batch(self._take(), self._due())
                 yield from self._drain()
@@ -130,12 +133,13 @@ class Watch:
                 node = self._tree.nodes.get(watch)
                 if node is not None:  # else we watch it no longer
                     yield from self._on_event(node, mask, cookie, data[at - length : at].rstrip(b"\x00"))
-            self._flush(time.monotonic())
-            yield Batch(self._take()) if len(self._events) >= _EVENTS_AT_ONCE else None
+                yield from self._many()
+            yield from self._flush(time.monotonic())
+            yield None
         for node in self._scanned:
             node.seen.clear()  # what was in the queue when it was scanned has been read
         self._scanned.clear()
-        self._flush(time.monotonic())
+        yield from self._flush(time.monotonic())
         if not self._leaving and not self._over:
             yield from self._settle()
         if nothing and not self._leaving and not self._written and not self._tree.is_in_place():
@@ -148,15 +152,22 @@ class Watch:
             return COALESCE_S if self._doubts else LOOK_S
         return max(0.0, min(begins) + COALESCE_S - time.monotonic())
 
-    def _flush(self, now: float) -> None:
+    def _many(self) -> Steps:
+        """Send what is to be told, if it is much: a path can have some kilobytes."""
+        if len(self._events) >= _EVENTS_AT_ONCE:
+            yield Batch(self._take())
+
+    def _flush(self, now: float) -> Steps:
         """Tell what has waited long enough."""
         for cookie, leaving in list(self._leaving.items()):
             if leaving.since + COALESCE_S <= now:
                 self._leave([cookie])
+                yield from self._many()
         for key, since in list(self._written.items()):
             if since + COALESCE_S > now:
                 break
             self._tell_written(key)
+            yield from self._many()
 
     # What events mean
 
@@ -256,9 +267,14 @@ class Watch:
         replaced = node.children.get(name)
         if replaced is not None and replaced is not child:
             self._tree.forget(replaced)
-        if child is not None:
-            self._tree.move(child, *new)
-            self._doubts[new] = Doubt()
+        if child is not None and self._tree.is_live(
+            child
+        ):  # it may have been below what it replaces, as we had that
+            if self._is_too_far(*new):
+                self._tree.forget(child)
+            else:
+                self._tree.move(child, *new)
+                self._doubts[new] = Doubt()
         elif from_.is_dir and self._recursive:
             yield from self._look(*new, told=True)
 
@@ -334,10 +350,12 @@ class Watch:
     def _watch(
         self, fd: int, parent: Node, name: bytes, *, told: bool = False, settled: bool = False
     ) -> Node | None:
-        """Watch a directory that was found; None when it is watched already.
+        """Watch a directory that was found; None when it is too far down, or watched already.
 
         Then it was moved there. The events of that are to come, but for what came before `parent` was watched.
         """
+        if self._is_too_far(parent, name):
+            return None
         node, new = self._tree.add(fd, parent, name)
         if new:
             return node
@@ -349,6 +367,14 @@ class Watch:
         self._doubts[(node.parent, node.name)] = Doubt()
         self._doubts[(parent, name)] = Doubt(told)
         return None
+
+    def _is_too_far(self, parent: Node, name: bytes) -> bool:
+        """Whether no call takes the paths in that directory. It is told then that we are blind there."""
+        names = self._tree.path(parent, name)
+        far = len(names) >= DEPTH_MAX or sum(map(len, names)) + len(names) > PATH_BYTES_MAX
+        if far:
+            self._say("overflow", names)
+        return far
 
     def _scan(self, fd: int, parent: Node, name: bytes, *, told: bool, settled: bool) -> Steps:
         node = self._watch(fd, parent, name, told=told, settled=settled)
@@ -373,7 +399,8 @@ class Watch:
             self._tell("create", above, step.names[-1], is_dir=step.fd >= 0)
             if stat.S_ISREG(step.found.st_mode) and step.found.st_size:
                 self._written.setdefault((above, step.names[-1]), time.monotonic())
-            yield Batch(self._take()) if len(self._events) >= _EVENTS_AT_ONCE else None
+            yield from self._many()
+            yield None
 
     def _scan_all(self) -> Steps:
         """Watch all that is there, and tell nothing of it."""

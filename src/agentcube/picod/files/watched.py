@@ -148,7 +148,7 @@ class Tree:
             return child is None
         finally:
             os.close(above)
-        return child is not None and child.is_same(found)
+        return child is not None and self.is_live(child) and child.is_same(found)
 
     def path(self, node: Node, *below: bytes) -> tuple[bytes, ...]:
         """The names of `node`, as the events so far tell, and those below it."""
