@@ -154,6 +154,17 @@ def test_an_iterator_that_is_dropped_ends_what_it_was_of_at_once(server: WireSer
             gc.enable()
 
 
+@pytest.mark.anyio
+async def test_an_asynchronous_process_that_outlives_its_client_is_no_news(
+    server: WireServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with AsyncSandbox(url=server.url) as box:
+        process = await box.commands.start(["sleep"])
+        await anext(aiter(process))
+    await process.aclose()
+    assert not [record for record in caplog.records if record.name == "agentcube.sdk"]
+
+
 def test_a_process_that_outlives_its_client_is_no_news(
     server: WireServer, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
 from agentcube.sdk._core.auth import AuthProvider
-from agentcube.sdk._core.errors import ClientClosed
 from agentcube.sdk._core.http import SENDING
 from agentcube.sdk._core.sources import Source
 
@@ -59,7 +58,7 @@ async def whatever_happens(work: Callable[[], Awaitable[object]], what: str, *, 
     """Do `work` to its end although the task is cancelled, again or already, but no longer than `within_s`.
 
     Its failure is logged: whoever is being cancelled has an exception already. A new cancellation is raised
-    afterwards. Nothing is said when the client is closed: what its calls waited for ended with its connections.
+    afterwards.
     """
     doing = asyncio.ensure_future(asyncio.wait_for(work(), within_s))
     cancelled: asyncio.CancelledError | None = None
@@ -70,7 +69,7 @@ async def whatever_happens(work: Callable[[], Awaitable[object]], what: str, *, 
             cancelled = exc
     if doing.cancelled():
         log.warning("%s: cancelled", what)
-    elif (failure := doing.exception()) is not None and not isinstance(failure, ClientClosed):
+    elif (failure := doing.exception()) is not None:
         log.warning("%s: %s", what, failure or type(failure).__name__)
     if cancelled is not None:
         raise cancelled

@@ -116,9 +116,12 @@ class _AsyncFollower(Generic[E]):
             raise
 
     async def cancel(self) -> None:
-        """End on the server what the stream is of, if it has begun and not ended. Failures are logged."""
+        """End on the server what the stream is of, if it has begun and not ended. Failures are logged.
+
+        When the client is closed, that has ended with its connections.
+        """
         track = self.track
-        if track.owned and track.sent and not track.ended:
+        if track.owned and track.sent and not track.ended and not self._connection.is_closed:
             await whatever_happens(self._cancel, f"cancel: {track.what}", within_s=CANCEL_WITHIN_S)
 
     def _silence_s(self) -> float:

@@ -93,6 +93,11 @@ class Connection:
         except httpx2.RequestError as exc:
             raise http.incomplete(exc, request) from exc
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing can be sent any more."""
+        return self._client.is_closed
+
     def _answer(
         self, request: Request, accept: Accept, *, read: bool, sending: Callable[[], None] | None = None
     ) -> httpx2.Response:
@@ -109,7 +114,7 @@ class Connection:
         self, request: Request, accept: Accept, attempt: int, read: bool, sending: Callable[[], None] | None
     ) -> tuple[httpx2.Response | None, float]:
         """A wanted answer, or how long to wait before the next attempt; raises when there shall be none."""
-        if self._client.is_closed:
+        if self.is_closed:
             raise ClientClosed(f"{request.what}: this client is closed")
         try:
             response = self._open(request, sending)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from agentcube.sdk._core.auth import AuthProvider
-from agentcube.sdk._core.errors import ClientClosed, InvalidArgument
+from agentcube.sdk._core.errors import InvalidArgument
 from agentcube.sdk._core.http import SENDING
 from agentcube.sdk._core.sources import Source
 
@@ -56,12 +56,8 @@ def in_thread(function: Callable[..., T], *arguments: Any) -> T:
 
 
 def whatever_happens(work: Callable[[], object], what: str, *, within_s: float) -> None:
-    """Do `work`, whose requests have deadlines of their own. A failure is logged: the caller has its exception.
-
-    Nothing is said when the client is closed: what its calls waited for ended with its connections.
-    """
+    """Do `work`, whose requests have deadlines of their own. A failure is logged: the caller has its exception."""
     try:
         work()
     except Exception as failure:
-        if not isinstance(failure, ClientClosed):
-            log.warning("%s (bounded at %g s): %s", what, within_s, failure or type(failure).__name__)
+        log.warning("%s (bounded at %g s): %s", what, within_s, failure or type(failure).__name__)
