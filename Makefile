@@ -10,10 +10,12 @@ JOBS ?= 2
 SECONDS ?= 60
 OPERATIONS ?= 10000
 SESSIONS ?= 20
-# of `make bench-router`: which loads and proxies (none named: all), and half-second slices for each
+# of `make bench-router`: which loads and proxies (none named: all), half-second slices for each, and another
+# checkout whose Router is measured, too
 LOADS ?=
 PEERS ?=
 SLICES ?= 8
+BEFORE ?=
 PEERS_STAMP := benchmarks/router/.peers/.installed
 GENERATORS := async_to_sync lifecycle_diagram syscalls_page cli_page api_pages sdk_page
 

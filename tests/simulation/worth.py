@@ -1,8 +1,7 @@
 """What the simulation is worth: mistakes made on purpose are found, each by the promise that it breaks.
 
-Found otherwise (by another promise, by an exception in the log) does not count. A mistake may take a million events,
-half of what CI's minute of fresh seeds has; `make simulate-breaks` runs it, which is too long for every run of the
-tests.
+Found otherwise (by another promise, by an exception in the log) does not count. A mistake may take a million events;
+`make simulate-breaks` runs it, which is too long for every run of the tests.
 """
 
 from __future__ import annotations

@@ -190,10 +190,6 @@ class FakeDriver:
         """The session that the sandbox is bound to."""
         return self.machine.boxes[id].session
 
-    def env_of(self, id: SandboxId) -> Mapping[str, str]:
-        """The session's own environment, as the last binding gave it."""
-        return self.machine.boxes[id].env
-
     async def _begin(self, operation: Operation, id: SandboxId | None) -> _Fault | None:
         self.calls.append((operation, id))
         if gate := self._gates.get(operation):

@@ -126,11 +126,6 @@ class Link:
             except Nonsense as exc:
                 self._end(f"it wrote nonsense on its channel ({exc})")
 
-    @property
-    def is_large(self) -> bool:
-        """Whether a message under way is larger than `SMALL_BYTES`."""
-        return self._parts is not None and self._size + PACKET_BYTES > SMALL_BYTES
-
     def _end(self, why: str) -> None:
         if self.open:
             self.open = False

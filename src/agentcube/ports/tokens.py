@@ -13,7 +13,7 @@ ISSUER_MANAGER = "agentcube-manager"
 AUDIENCE_MANAGER = "agentcube-manager"
 AUDIENCE_SHARE = "agentcube-share"
 TOKEN_LIFETIME = timedelta(minutes=5)
-"""Lifetime of every token we sign but share links' (the contract with PicoD, docs/reference/tokens.md)."""
+"""Lifetime of every token we sign but share links' (the contract with PicoD)."""
 
 
 @dataclass(frozen=True, slots=True)

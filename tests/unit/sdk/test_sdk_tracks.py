@@ -388,7 +388,7 @@ def test_paths_cannot_reach_another_route() -> None:
     for path in ("../../kernels", "..", "d/../../x", "/../x"):
         with pytest.raises(InvalidArgument, match="leads out of the workspace"):
             fs.get_file(PLACE, path)
-    assert processes.wait_process(PLACE, "a/../b", 1).url.endswith("/processes/a%2F..%2Fb/wait")
+    assert processes.process_call(PLACE, "DELETE", "a/../b", "end").url.endswith("/processes/a%2F..%2Fb")
 
 
 def test_what_is_no_command_and_no_input_is_refused() -> None:

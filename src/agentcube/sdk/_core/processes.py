@@ -12,7 +12,7 @@ from typing import Any
 from agentcube.sdk._core.errors import InvalidArgument, UnexpectedAnswer
 from agentcube.sdk._core.requests import Place, QueryValue, Request, duration, segment
 from agentcube.sdk._core.results import number_of, object_of, text_of, time_of
-from agentcube.sdk._core.tracks import SILENCE_S, optional_whole_of
+from agentcube.sdk._core.tracks import optional_whole_of
 from agentcube.wire.names import IDEMPOTENCY_HEADER
 
 GRACE_S = 30.0
@@ -151,15 +151,6 @@ def resize_process(place: Place, id: str, cols: int, rows: int) -> Request:
     """Another size for a process's terminal."""
     return process_call(
         place, "POST", id, "resize", "/resize", json={"cols": cols, "rows": rows}, repeatable=True
-    )
-
-
-def wait_process(place: Place, id: str, timeout_s: float) -> Request:
-    """A process as it is once it has ended, or after `timeout_s`."""
-    limit = min(timeout_s, WAIT_S)
-    params = {"timeout": duration(limit)}
-    return process_call(
-        place, "GET", id, "wait for", "/wait", params=params, timeout_s=limit + SILENCE_S, repeatable=True
     )
 
 
